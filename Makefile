@@ -1,0 +1,51 @@
+# Two commands do everything on a fresh machine with Python 3.11+, make and git:
+#   make demo    runs the main job          make test    passes the tests
+# PYTHON, MIRROR, RISCV_TESTS may be set on the command line.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+MIRROR_OPTION := $(if $(MIRROR),--mirror $(MIRROR))
+
+.PHONY: help install demo test unit guest-tests lint types protos image conformance clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+install: $(STAMP)  ## make the virtual environment and install Serai into it
+
+$(STAMP): pyproject.toml hatch_build.py $(wildcard proto/serai/v1/*.proto)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	@touch $@
+
+demo: install image  ## the main job: a cluster, a VNet of Linux guests, a live migration
+	$(BIN)/serai demo --report demo-report.json
+
+image: install  ## the Debian guest image, built once and cached
+	$(BIN)/serai image build debian $(MIRROR_OPTION)
+
+test: lint types image  ## lint, types and every test
+	$(BIN)/python -m pytest
+
+unit: install  ## the tests that need no guest image
+	$(BIN)/python -m pytest -m 'not guest'
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: install
+	$(BIN)/mypy
+
+protos: install  ## regenerate the gRPC stubs after a change of a contract
+	$(BIN)/python hatch_build.py
+
+conformance: install  ## RISCV_TESTS=DIR: the official riscv-tests, built in a local checkout
+	$(BIN)/python -m pytest tests/conformance --riscv-tests='$(RISCV_TESTS)'
+
+clean:  ## remove the virtual environment and everything generated
+	rm -rf $(VENV) build dist bench/out demo-report.json .mypy_cache .ruff_cache .pytest_cache
+	find proto -name '*_pb2*' -delete

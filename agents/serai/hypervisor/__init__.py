@@ -1,0 +1,1 @@
+"""Guests on this node: create, run, resize, snapshot; the driver contract."""

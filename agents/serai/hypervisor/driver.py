@@ -1,0 +1,214 @@
+"""The driver contract: what a hypervisor back end offers to the agent.
+
+The agent, the switch and the migration protocol know guests only through the two classes here. Real
+back ends (``serai.hypervisor.emulated``) and the fake that ships for tests (``serai.hypervisor.fake``)
+implement them.
+
+Life of a guest::
+
+    Driver.create -> DEFINED -start-> RUNNING <-pause/resume-> PAUSED -stop-> STOPPED
+    Driver.create_incoming -> DEFINED -restore-> PAUSED -resume-> RUNNING
+    any state -> FAILED when its process dies; the reason is in `Guest.failure`
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PAGE_SIZE = 4096
+"""Bytes in a page, the unit of dirty logging and of migration."""
+
+
+class GuestState(enum.Enum):
+    """Where a guest is in its life."""
+
+    DEFINED = "defined"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class Clock(enum.Enum):
+    """What drives guest time: the wall, or retired instructions (reproducible)."""
+
+    REAL = "real"
+    VIRTUAL = "virtual"
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceConfig:
+    """A virtio network interface. Guests number them eth0, eth1 ... in the order of the configuration."""
+
+    name: str
+    mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DiskConfig:
+    """A virtio block device backed by a file on the node."""
+
+    path: Path
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GuestConfig:
+    """All that is needed to build a guest; paths name files on this node.
+
+    `extra_files` (guest path -> (mode, content)) reach the guest as a cpio appended to the initramfs.
+    """
+
+    uid: str
+    memory_bytes: int
+    vcpus: int = 1
+    kernel: Path | None = None
+    initramfs: Path | None = None
+    command_line: str = ""
+    interfaces: tuple[InterfaceConfig, ...] = ()
+    disks: tuple[DiskConfig, ...] = ()
+    extra_files: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    clock: Clock = Clock.REAL
+
+
+@dataclass(frozen=True, slots=True)
+class GuestStatistics:
+    """Counters since the guest was created; they travel with it when it migrates.
+
+    `cpu_seconds` is of the guest's process here; `ready_seconds` is start to the ready line on the host
+    channel, None before it came; `exits` counts by cause.
+    """
+
+    instructions: int
+    cpu_seconds: float
+    ready_seconds: float | None
+    exits: dict[str, int]
+    kernel_release: str = ""
+
+
+class FramePort(abc.ABC):
+    """A guest's network interface as the switch sees it. Frames carry no virtio header here."""
+
+    @abc.abstractmethod
+    def deliver(self, frame: bytes | memoryview) -> bool:
+        """Hand a frame to the guest without blocking; False when its queue is full and the frame is lost."""
+
+    @abc.abstractmethod
+    def set_receiver(self, receiver: Callable[[Sequence[bytes]], None] | None) -> None:
+        """Call `receiver` in the event loop with batches of frames that the guest sent."""
+
+
+class Guest(abc.ABC):
+    """One guest of a driver. All methods run in the agent's event loop and none blocks it."""
+
+    uid: str
+    config: GuestConfig
+    state: GuestState
+    failure: str
+    """Why the state is FAILED or STOPPED, for people: the signal, the fault, "powered off" ..."""
+
+    @property
+    @abc.abstractmethod
+    def ram(self) -> memoryview:
+        """The guest's RAM, shared with its process (writable, `memory_bytes` long)."""
+
+    @property
+    @abc.abstractmethod
+    def ports(self) -> dict[str, FramePort]:
+        """The network interfaces by name."""
+
+    @abc.abstractmethod
+    async def start(self) -> None:
+        """Load kernel and initramfs and run. Raises HypervisorError when they cannot be loaded."""
+
+    @abc.abstractmethod
+    async def pause(self) -> None:
+        """Stop executing at an instruction boundary; returns when no vCPU runs any more."""
+
+    @abc.abstractmethod
+    async def resume(self, *, elapsed_ns: int = 0) -> None:
+        """Run on. `elapsed_ns` of wall time passed elsewhere is added to the guest's clock (migration)."""
+
+    @abc.abstractmethod
+    async def stop(self, *, grace_seconds: float = 0.0) -> None:
+        """Power off: ask the guest over the host channel, and after `grace_seconds` end its process."""
+
+    @abc.abstractmethod
+    async def statistics(self) -> GuestStatistics:
+        """Current counters."""
+
+    @abc.abstractmethod
+    def subscribe(self, listener: Callable[[Guest], None]) -> Callable[[], None]:
+        """Call `listener` after each change of state or readiness; returns the unsubscriber."""
+
+    # Console: the 16550's byte stream. Output is kept in a bounded scrollback for late attachers.
+
+    @abc.abstractmethod
+    def write_console(self, data: bytes) -> None:
+        """Type into the console; beyond the input buffer's bound the oldest waits in the agent."""
+
+    @abc.abstractmethod
+    def read_scrollback(self) -> bytes:
+        """The latest output, at most 64 KiB."""
+
+    @abc.abstractmethod
+    def subscribe_console(self, listener: Callable[[bytes], None]) -> Callable[[], None]:
+        """Call `listener` with each piece of console output; returns the unsubscriber."""
+
+    # Migration, source side.
+
+    @abc.abstractmethod
+    async def start_dirty_log(self) -> None:
+        """From now on remember every page the guest or its devices write."""
+
+    @abc.abstractmethod
+    async def take_dirty_pages(self) -> bytes:
+        """Bitmap (bit n of byte n//8 = page n, least significant first) of pages written since the last call.
+
+        Taking and clearing is one atomic step against the guest's execution.
+        """
+
+    @abc.abstractmethod
+    async def stop_dirty_log(self) -> None:
+        """Stop remembering; costs the guest nothing from here on."""
+
+    @abc.abstractmethod
+    async def save_state(self) -> bytes:
+        """Registers, CSRs and devices of a PAUSED guest, in the versioned snapshot format. RAM is not in it."""
+
+    # Migration, destination side.
+
+    @abc.abstractmethod
+    async def restore(self, state: bytes, *, scrollback: bytes = b"") -> None:
+        """Load what `save_state` gave, after RAM has been filled; the guest is then PAUSED.
+
+        Raises HypervisorError naming the section that is damaged or of an unknown version.
+        """
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """End the guest's process if it lives and free everything. Never raises; safe to repeat."""
+
+
+class Driver(abc.ABC):
+    """Creates guests. One instance per agent."""
+
+    @abc.abstractmethod
+    async def open(self) -> None:
+        """Make ready (the emulated driver starts its zygote)."""
+
+    @abc.abstractmethod
+    async def create(self, config: GuestConfig) -> Guest:
+        """A DEFINED guest with its process and RAM. Raises HypervisorError when it cannot be had."""
+
+    @abc.abstractmethod
+    async def create_incoming(self, config: GuestConfig) -> Guest:
+        """As `create`, for a guest whose RAM and state will arrive; kernel and initramfs are not read."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """End every guest and everything `open` started."""

@@ -1,0 +1,1 @@
+"""The guest: an emulated RISC-V machine. Imports nothing else of Serai."""

@@ -1,0 +1,1 @@
+"""Moving a running guest between two agents."""

@@ -1,0 +1,1 @@
+"""Ports, the switch, virtual link segments and the channels between agents."""

@@ -1,0 +1,1 @@
+"""The ``serai`` command: thin, whatever is useful lives server-side."""

@@ -1,0 +1,1 @@
+"""The controller daemon: hosts any subset of the roles."""

@@ -1,0 +1,1 @@
+"""Embedding virtual networks onto substrates: pure functions on graphs, no I/O."""

@@ -1,0 +1,1 @@
+"""PIP, VNP and VNO: each a service with its own state."""

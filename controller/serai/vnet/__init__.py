@@ -1,0 +1,1 @@
+"""VNet descriptions: XML, schema, validation. No I/O."""

@@ -1,0 +1,1 @@
+"""Speaking the contracts: channels, servers, identities, error mapping, events."""
