@@ -178,7 +178,7 @@ class Guest(abc.ABC):
 
     @abc.abstractmethod
     async def save_state(self) -> bytes:
-        """Registers, CSRs and devices of a PAUSED guest, in the versioned snapshot format. RAM is not in it."""
+        """Registers, CSRs and devices of a PAUSED guest, in the versioned snapshot format, without RAM."""
 
     # Migration, destination side.
 
