@@ -254,13 +254,27 @@ class ImageStore:
         _write(fresh / _MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
         self._objects.mkdir(exist_ok=True)
         self._names.mkdir(exist_ok=True)
+        if _is_whole(folder, manifest):
+            # Readers may be at it: only how it was made is new.
+            (fresh / _MANIFEST).replace(folder / _MANIFEST)
+            return self._point(manifest.name, digest, staging)
         if folder.exists():
-            # The same content, or a damaged copy of it: either way the new one is the better one.
-            folder.rename(staging / "replaced")
+            folder.rename(staging / "damaged")
         fresh.rename(folder)
+        return self._point(manifest.name, digest, staging)
+
+    def _point(self, name: str, digest: str, staging: Path) -> Image:
         _write(staging / "name", digest.encode() + b"\n")
-        (staging / "name").replace(self._names / manifest.name)
-        return self.get(manifest.name)
+        (staging / "name").replace(self._names / name)
+        return self.get(name)
+
+
+def _is_whole(folder: Path, manifest: Manifest) -> bool:
+    try:
+        Image(manifest, folder, manifest.digest()).verify()
+    except (ImageError, IntegrityError):
+        return False
+    return True
 
 
 def _write(path: Path, data: bytes) -> None:
