@@ -67,9 +67,9 @@ class Consoles:
         self._attached: dict[str, set[Attachment]] = {}
 
     async def attach(
-        self, hosted: Hosted, inputs: AsyncIterator[guest_pb2.ConsoleInput]
+        self, hosted: Hosted, typed: bytes, inputs: AsyncIterator[guest_pb2.ConsoleInput]
     ) -> AsyncIterator[guest_pb2.ConsoleOutput]:
-        """Serve one attacher until its input ends or the guest is gone from here."""
+        """Serve one attacher, who has `typed` already, until its input ends or the guest is gone."""
         machine = hosted.machine
         if machine is None:
             raise StateError(
@@ -78,17 +78,23 @@ class Consoles:
                 guest=hosted.name,
             )
         attachment = Attachment()
+        # In one step of the event loop: nothing is printed in between, or it would be shown twice.
+        scrollback = machine.read_scrollback()
         unsubscribe = machine.subscribe_console(attachment.put)
         self._attached.setdefault(hosted.uid, set()).add(attachment)
-        typing = asyncio.create_task(self._type(hosted, inputs, attachment))
+        typing: asyncio.Task[None] | None = None
         try:
             # Always sent, even when empty: it tells the attacher that it is attached.
-            yield guest_pb2.ConsoleOutput(data=machine.read_scrollback(), scrollback=True)
+            yield guest_pb2.ConsoleOutput(data=scrollback, scrollback=True)
+            if typed:
+                machine.write_console(typed)
+            typing = asyncio.create_task(self._type(hosted, inputs, attachment))
             async for data in attachment.read():
                 yield guest_pb2.ConsoleOutput(data=data)
         finally:
             unsubscribe()
-            typing.cancel()
+            if typing is not None:
+                typing.cancel()
             self._discard(hosted.uid, attachment)
 
     def end(self, uid: str, error: SeraiError | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -140,29 +139,15 @@ class Inventory:
         finally:
             self._watchers.discard(watcher)
 
-    @contextlib.contextmanager
-    def listening(self, listener: Callable[[guest_pb2.WatchGuestsResponse], None]) -> Iterator[None]:
-        """Call `listener` with each change."""
-        watcher = _Watcher(listener)
-        self._watchers.add(watcher)
-        try:
-            yield
-        finally:
-            self._watchers.discard(watcher)
-
 
 class _Watcher:
     """The changes that one watcher has not seen yet: at most two per guest, however slow it is."""
 
-    def __init__(self, listener: Callable[[guest_pb2.WatchGuestsResponse], None] | None = None) -> None:
+    def __init__(self) -> None:
         self._pending: dict[tuple[str, bool], guest_pb2.WatchGuestsResponse] = {}
         self._filled = asyncio.Event()
-        self._listener = listener
 
     def put(self, change: guest_pb2.WatchGuestsResponse) -> None:
-        if self._listener is not None:
-            self._listener(change)
-            return
         key = (change.guest.uid, change.deleted)
         self._pending.pop(key, None)
         self._pending[key] = change

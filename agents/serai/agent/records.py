@@ -125,7 +125,9 @@ class Records:
     def settle(self, uid: str) -> None:
         """The peer has acknowledged: nothing of the guest is needed here any more."""
         with self._change() as database:
-            database.execute("UPDATE guest SET settled = 1, guest = x'' WHERE uid = ? AND holding = 'handed'", (uid,))
+            database.execute(
+                "UPDATE guest SET settled = 1, guest = x'' WHERE uid = ? AND holding = 'handed'", (uid,)
+            )
 
     def end(self, uid: str) -> None:
         """The guest was deleted here. A guest that never moved is forgotten, others leave their epoch."""
@@ -214,7 +216,9 @@ def _lock_directory(directory: Path) -> int:
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise UnavailableError(
-            f"{directory} cannot be used: {error.strerror}", hint="choose another --state-dir", reason="STATE_UNUSABLE"
+            f"{directory} cannot be used: {error.strerror}",
+            hint="choose another --state-dir",
+            reason="STATE_UNUSABLE",
         ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -32,11 +32,15 @@ class AgentSettings(BaseModel):
     state_dir: Path = Field(description="durable records; one agent at a time")
     listen: str = Field("127.0.0.1:0", description="HOST:PORT of the gRPC server, port 0 for any free one")
     data_listen: str = Field("127.0.0.1:0", description="HOST:PORT for frames and migration data")
-    advertise_host: str = Field("", description="host under which other nodes reach this one (as bound if empty)")
+    advertise_host: str = Field(
+        "", description="host under which other nodes reach this one (as bound if empty)"
+    )
     driver: Literal["emulated", "fake"] = Field("emulated", description="the hypervisor back end")
     images_dir: Path | None = Field(None, description="image store (the user's cache if empty)")
     vcpus: int = Field(
-        default_factory=lambda: 4 * (os.cpu_count() or 1), ge=1, description="vCPUs promised to guests at most"
+        default_factory=lambda: 4 * (os.cpu_count() or 1),
+        ge=1,
+        description="vCPUs promised to guests at most",
     )
     memory: ByteSize = Field(
         default_factory=lambda: ByteSize(_host_memory() // 2), description="RAM promised to guests at most"
@@ -44,11 +48,19 @@ class AgentSettings(BaseModel):
     events_url: str = Field("", description="mqtt://HOST:PORT of the event broker, none if empty")
     ready_file: Path | None = Field(None, description="written once the agent serves, with its addresses")
     heartbeat_s: float = Field(0.5, gt=0, le=1, description="seconds between heartbeats")
-    stop_grace_s: float = Field(3.0, ge=0, description="seconds a guest gets to power off when the agent stops")
-    redirect_s: float = Field(60.0, ge=0, description="seconds that frames for a guest that left are sent after it")
+    stop_grace_s: float = Field(
+        3.0, ge=0, description="seconds a guest gets to power off when the agent stops"
+    )
+    redirect_s: float = Field(
+        60.0, ge=0, description="seconds that frames for a guest that left are sent after it"
+    )
     stream_timeout_s: float = Field(20.0, gt=0, description="seconds a migration may go without any progress")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
-    log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else JSON")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe line logged"
+    )
+    log_format: Literal["auto", "text", "json"] = Field(
+        "auto", description="auto: text on a terminal, else JSON"
+    )
 
     @field_validator("node")
     @classmethod
@@ -95,18 +107,27 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> AgentSettings:
     """Merge flags, environment and file; InvalidInputError lists every wrong setting at once."""
     # A fifth of a second to import; only who runs an agent pays.
-    from pydantic_settings import BaseSettings, SettingsConfigDict
+    from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-    class _Environment(AgentSettings, BaseSettings):
+    given = {name: value for name, value in flags.items() if value is not None}
+    content = _read_file(file)
+
+    class _Layered(AgentSettings, BaseSettings):
         model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="forbid")
 
         @classmethod
-        def settings_customise_sources(cls, settings_cls: Any, **sources: Any) -> tuple[Any, ...]:
-            given = {name: value for name, value in flags.items() if value is not None}
-            return (lambda: given, sources["env_settings"], lambda: _read_file(file))
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[Any, ...]:
+            return (lambda: given, env_settings, lambda: content)
 
     try:
-        merged = _Environment()  # type: ignore[call-arg]
+        merged = _Layered()
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         raise InvalidInputError(
@@ -114,7 +135,9 @@ def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> AgentSe
             hint="serai-agent --help lists all settings",
             reason="SETTINGS_INVALID",
         ) from error
-    return AgentSettings.model_construct(**{name: getattr(merged, name) for name in AgentSettings.model_fields})
+    return AgentSettings.model_construct(
+        **{name: getattr(merged, name) for name in AgentSettings.model_fields}
+    )
 
 
 def _read_file(path: Path | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +20,11 @@ _MAX_FILE_BYTES = 4 * 1024 * 1024
 
 
 class ImageFiles(Protocol):
-    """What an image consists of."""
+    """An image on this node."""
+
+    @property
+    def name(self) -> str:
+        """What guests ask for."""
 
     @property
     def kernel(self) -> Path:
@@ -40,8 +45,8 @@ class ImageSource(Protocol):
     def get(self, name: str) -> ImageFiles:
         """The image; ImageError or NotFoundError when it is not there."""
 
-    def names(self) -> list[str]:
-        """All of them."""
+    def list(self) -> Sequence[ImageFiles]:
+        """All of them; reads the disk."""
 
 
 def guest_name(guest_id: str) -> str:
@@ -113,11 +118,13 @@ class NoImages:
 
     def get(self, name: str) -> ImageFiles:
         """Refuse."""
-        raise ImageError(f"this node's driver boots no images, and {name!r} was asked for", hint="name no image")
+        raise ImageError(
+            f"this node's driver boots no images, and {name!r} was asked for", hint="name no image"
+        )
 
-    def names(self) -> list[str]:
+    def list(self) -> Sequence[ImageFiles]:
         """None."""
-        return []
+        return ()
 
 
 def _check_interfaces(spec: guest_pb2.GuestSpec) -> None:
@@ -129,7 +136,9 @@ def _check_interfaces(spec: guest_pb2.GuestSpec) -> None:
         if not _INTERFACE.fullmatch(item.name):
             raise _wrong("interfaces.name", f"is {item.name!r}", "write eth0, eth1 ...")
         if len(item.mac) != 6 or item.mac[0] & 1:
-            raise _wrong(f"interfaces[{item.name}].mac", f"is {item.mac.hex(':')!r}", "give six bytes, unicast")
+            raise _wrong(
+                f"interfaces[{item.name}].mac", f"is {item.mac.hex(':')!r}", "give six bytes, unicast"
+            )
     if len(set(names)) < len(names) or len(set(addresses)) < len(addresses):
         raise _wrong("interfaces", "repeat a name or an address", "make them different")
 
@@ -139,7 +148,9 @@ def _check_file(file: guest_pb2.GuestFile) -> None:
     if not plain or "\0" in file.path or ".." in file.path.split("/"):
         raise _wrong("files.path", f"is {file.path!r}", "give an absolute path without '..'")
     if len(file.content) > _MAX_FILE_BYTES:
-        raise _wrong(f"files[{file.path}].content", f"has {len(file.content)} bytes", f"{_MAX_FILE_BYTES} at most")
+        raise _wrong(
+            f"files[{file.path}].content", f"has {len(file.content)} bytes", f"{_MAX_FILE_BYTES} at most"
+        )
     if file.mode & ~0o7777:
         raise _wrong(f"files[{file.path}].mode", f"is {oct(file.mode)}", "give permission bits only")
 

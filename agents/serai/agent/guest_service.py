@@ -1,0 +1,121 @@
+"""``serai.v1.GuestService``: thin; what it does is in `Guests` and `Consoles`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from serai.agent.consoles import Consoles
+from serai.agent.guests import Guests
+from serai.agent.inventory import Hosted, Inventory
+from serai.agent.pages import paginate
+from serai.agent.spec import guest_name, parse_guest_name
+from serai.errors import InvalidInputError, NotFoundError
+from serai.v1 import guest_pb2
+from serai.v1.guest_pb2_grpc import GuestServiceServicer
+
+
+class GuestService(GuestServiceServicer):
+    """Guests on this node, for its provider."""
+
+    def __init__(
+        self,
+        guests: Guests,
+        inventory: Inventory,
+        consoles: Consoles,
+        delete_departed: Callable[[str], bool],
+        end_migration: Callable[[Hosted], Awaitable[None]],
+    ) -> None:
+        self._guests = guests
+        self._inventory = inventory
+        self._consoles = consoles
+        self._delete_departed = delete_departed
+        self._end_migration = end_migration
+
+    async def CreateGuest(self, request: guest_pb2.CreateGuestRequest, context: Any) -> guest_pb2.Guest:
+        """Define, and perhaps start."""
+        hosted = await self._guests.create(
+            request.guest_id, request.spec, start=request.start, request_id=request.request_id
+        )
+        return hosted.describe()
+
+    async def StartGuest(self, request: guest_pb2.StartGuestRequest, context: Any) -> guest_pb2.Guest:
+        """Run it."""
+        hosted = await self._guests.start(_checked(request.name))
+        return hosted.describe()
+
+    async def StopGuest(self, request: guest_pb2.StopGuestRequest, context: Any) -> guest_pb2.Guest:
+        """Power it off."""
+        if not 0 <= request.grace_seconds <= 600:
+            raise InvalidInputError(f"grace_seconds is {request.grace_seconds}", hint="0 to 600")
+        hosted = await self._guests.stop(_checked(request.name), request.grace_seconds)
+        return hosted.describe()
+
+    async def DeleteGuest(
+        self, request: guest_pb2.DeleteGuestRequest, context: Any
+    ) -> guest_pb2.DeleteGuestResponse:
+        """End and forget it; for one that has left, stop sending its frames after it."""
+        name = _checked(request.name)
+        departed = self._delete_departed(name)
+        try:
+            hosted = self._inventory.get(name)
+        except NotFoundError:
+            if not departed and not request.allow_missing:
+                raise
+            return guest_pb2.DeleteGuestResponse()
+        await self._end_migration(hosted)
+        await self._guests.delete(hosted)
+        return guest_pb2.DeleteGuestResponse()
+
+    async def GetGuest(self, request: guest_pb2.GetGuestRequest, context: Any) -> guest_pb2.Guest:
+        """One guest."""
+        return self._inventory.get(_checked(request.name)).describe()
+
+    async def ListGuests(
+        self, request: guest_pb2.ListGuestsRequest, context: Any
+    ) -> guest_pb2.ListGuestsResponse:
+        """Guests by name."""
+        page, token = paginate(
+            list(self._inventory), lambda hosted: hosted.name, request.page_size, request.page_token
+        )
+        return guest_pb2.ListGuestsResponse(
+            guests=[hosted.describe() for hosted in page], next_page_token=token
+        )
+
+    async def WatchGuests(
+        self, request: guest_pb2.WatchGuestsRequest, context: Any
+    ) -> AsyncIterator[guest_pb2.WatchGuestsResponse]:
+        """All, then each that changes."""
+        async for change in self._inventory.watch():
+            yield change
+
+    async def GetGuestStatistics(
+        self, request: guest_pb2.GetGuestRequest, context: Any
+    ) -> guest_pb2.GuestStatistics:
+        """Counters; zeros for a guest without a machine."""
+        machine = self._inventory.get(_checked(request.name)).machine
+        if machine is None:
+            return guest_pb2.GuestStatistics()
+        counters = await machine.statistics()
+        return guest_pb2.GuestStatistics(
+            instructions=counters.instructions,
+            cpu_seconds=counters.cpu_seconds,
+            boot_seconds=counters.ready_seconds or 0.0,
+            exits=counters.exits,
+        )
+
+    async def AttachConsole(
+        self, requests: AsyncIterator[guest_pb2.ConsoleInput], context: Any
+    ) -> AsyncIterator[guest_pb2.ConsoleOutput]:
+        """The serial console, until the caller closes its input or the guest is gone."""
+        inputs = aiter(requests)
+        first = await anext(inputs, None)
+        if first is None:
+            raise InvalidInputError("no first message", hint="name the guest in it")
+        hosted = self._inventory.get(_checked(first.name))
+        async for output in self._consoles.attach(hosted, first.data, inputs):
+            yield output
+
+
+def _checked(name: str) -> str:
+    return guest_name(parse_guest_name(name))

@@ -1,0 +1,271 @@
+"""The life of guests on this node: created, started, stopped, deleted, recorded and wired."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import uuid
+from collections.abc import Callable
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from serai.agent.capacity import Capacity
+from serai.agent.inventory import Hosted, Inventory, Presence
+from serai.agent.links import Links
+from serai.agent.records import Holding, Records
+from serai.agent.spec import ImageSource, build_config, check_guest_id, check_spec, demand_of, guest_name
+from serai.agent.tasks import TaskSet
+from serai.errors import InvalidInputError, SeraiError, StateError
+from serai.hypervisor.driver import Driver, GuestState
+from serai.hypervisor.driver import Guest as Machine
+from serai.v1 import guest_pb2
+
+log = logging.getLogger(__name__)
+
+_LIVING = (GuestState.RUNNING, GuestState.PAUSED)
+_AGENT_ENDED = "the agent ended while the guest ran, and the guest with it"
+
+
+def now() -> Timestamp:
+    """This moment."""
+    moment = Timestamp()
+    moment.GetCurrentTime()
+    return moment
+
+
+class Guests:
+    """Everything that may be done to a guest except moving it."""
+
+    def __init__(
+        self,
+        *,
+        driver: Driver,
+        images: ImageSource,
+        records: Records,
+        capacity: Capacity,
+        inventory: Inventory,
+        links: Links,
+        tasks: TaskSet,
+    ) -> None:
+        self._driver = driver
+        self._images = images
+        self._records = records
+        self._capacity = capacity
+        self._inventory = inventory
+        self._links = links
+        self._tasks = tasks
+        self._creations: dict[str, asyncio.Future[Hosted]] = {}
+        self._requests: dict[str, str] = {}
+        self.on_gone: Callable[[Hosted], None] = lambda hosted: None
+        """Called when a guest has been deleted."""
+
+    def load(self) -> None:
+        """List what the records say this node owns; it ended with the agent's last run."""
+        for record in self._records.all():
+            if record.holding is not Holding.OWNED:
+                continue
+            facts = guest_pb2.Guest.FromString(record.guest)
+            if facts.state in (guest_pb2.Guest.RUNNING, guest_pb2.Guest.PAUSED):
+                facts.state, facts.status_message, facts.ready = guest_pb2.Guest.FAILED, _AGENT_ENDED, False
+            elif facts.state == guest_pb2.Guest.DEFINED:
+                facts.state = guest_pb2.Guest.STOPPED
+            self._capacity.reserve(facts.uid, demand_of(facts.spec))
+            self._inventory.add(Hosted(facts, None))
+            if record.request_id:
+                self._requests[record.request_id] = facts.uid
+
+    async def create(
+        self, guest_id: str, spec: guest_pb2.GuestSpec, *, start: bool = False, request_id: str = ""
+    ) -> Hosted:
+        """Define a guest and perhaps start it; all of it happens, or nothing is left.
+
+        Raises InvalidInputError, AlreadyExistsError, CapacityError, ImageError, HypervisorError.
+        """
+        check_guest_id(guest_id)
+        check_spec(spec)
+        if not request_id:
+            return await self._create(guest_id, spec, start, request_id)
+        earlier = self._inventory.find(self._requests.get(request_id, ""))
+        if earlier is None and request_id not in self._creations:
+            # Repeats that come while the first one is under way wait for it.
+            task = asyncio.ensure_future(self._create(guest_id, spec, start, request_id))
+            self._creations[request_id] = task
+            task.add_done_callback(lambda _: self._creations.pop(request_id, None))
+        hosted = earlier if earlier is not None else await asyncio.shield(self._creations[request_id])
+        if hosted.name != guest_name(guest_id) or hosted.facts.spec != spec:
+            raise InvalidInputError(
+                f"request_id {request_id!r} was used for another guest, {hosted.name}",
+                hint="use a new request_id for a new guest",
+                reason="REQUEST_ID_REUSED",
+            )
+        return hosted
+
+    async def _create(self, guest_id: str, spec: guest_pb2.GuestSpec, start: bool, request_id: str) -> Hosted:
+        uid, name = str(uuid.uuid4()), guest_name(guest_id)
+        config = build_config(uid, spec, self._images)
+        facts = guest_pb2.Guest(name=name, uid=uid, epoch=1, create_time=now(), state=guest_pb2.Guest.DEFINED)
+        facts.spec.CopyFrom(spec)
+        hosted = Hosted(facts, None)
+        self._inventory.expect_free(name)
+        self._capacity.reserve(uid, demand_of(spec))
+        try:
+            # The name is taken from here on: what else is created meanwhile clashes.
+            self._inventory.add(hosted)
+            async with hosted.lock:
+                machine = await self._driver.create(config)
+                self.adopt(hosted, machine)
+                await asyncio.to_thread(self._records.own, uid, 1, facts.SerializeToString(), request_id)
+                if start:
+                    await self._start(hosted, machine)
+        except BaseException:
+            await self._forget(hosted)
+            raise
+        if request_id:
+            self._requests[request_id] = uid
+        log.info("created %s", name, extra={"guest": uid})
+        return hosted
+
+    def adopt(self, hosted: Hosted, machine: Machine) -> None:
+        """Make `machine` the guest's: watch it and wire its interfaces."""
+        hosted.machine = machine
+        hosted.unsubscribe()
+        hosted.unsubscribe = machine.subscribe(functools.partial(self._machine_changed, hosted))
+        if hosted.presence is Presence.OWNED:
+            self.wire(hosted)
+        self._inventory.changed(hosted)
+
+    def wire(self, hosted: Hosted) -> None:
+        """Connect the guest's interfaces to the switch; frames held for them follow at once."""
+        if hosted.machine is not None:
+            for interface, port in hosted.machine.ports.items():
+                self._links.bind_port(hosted.uid, interface, port)
+
+    async def start(self, name: str) -> Hosted:
+        """Run a guest that is defined or has ended; a running one is left alone."""
+        hosted = self._inventory.get(name)
+        async with hosted.lock:
+            self.expect_mine(hosted, "start")
+            if hosted.state in _LIVING:
+                return hosted
+            machine = hosted.machine
+            if machine is None or machine.state is not GuestState.DEFINED:
+                machine = await self._rebuild(hosted)
+            await self._start(hosted, machine)
+        return hosted
+
+    async def _rebuild(self, hosted: Hosted) -> Machine:
+        """A fresh machine for a guest whose last one has ended."""
+        config = build_config(hosted.uid, hosted.facts.spec, self._images)
+        if hosted.machine is not None:
+            hosted.unsubscribe()
+            await hosted.machine.close()
+            hosted.machine = None
+        machine = await self._driver.create(config)
+        for stale in ("start_time", "ready_time"):
+            hosted.facts.ClearField(stale)
+        hosted.facts.status_message = ""
+        hosted.facts.ready = False
+        self.adopt(hosted, machine)
+        return machine
+
+    async def _start(self, hosted: Hosted, machine: Machine) -> None:
+        hosted.facts.start_time.CopyFrom(now())
+        await machine.start()
+        log.info("started %s", hosted.name, extra={"guest": hosted.uid})
+
+    async def stop(self, name: str, grace_seconds: float) -> Hosted:
+        """Power a guest off; one that does not run is left alone."""
+        hosted = self._inventory.get(name)
+        async with hosted.lock:
+            self.expect_mine(hosted, "stop")
+            if hosted.machine is not None and hosted.state not in (GuestState.STOPPED, GuestState.FAILED):
+                await hosted.machine.stop(grace_seconds=grace_seconds)
+                log.info("stopped %s", hosted.name, extra={"guest": hosted.uid})
+        return hosted
+
+    async def delete(self, hosted: Hosted) -> None:
+        """End a guest whatever its state and forget it; StateError while it is being moved."""
+        async with hosted.lock:
+            self.expect_mine(hosted, "delete")
+            await self._forget(hosted)
+        log.info("deleted %s", hosted.name, extra={"guest": hosted.uid})
+        self.on_gone(hosted)
+
+    async def _forget(self, hosted: Hosted) -> None:
+        await asyncio.to_thread(self._records.end, hosted.uid)
+        await self.release(hosted)
+
+    async def release(self, hosted: Hosted, *, keep_ports: bool = False) -> None:
+        """Free what a guest that is not this node's any more holds here; the records stay as they are."""
+        hosted.unsubscribe()
+        if hosted.machine is not None:
+            await hosted.machine.close()
+            hosted.machine = None
+        if not keep_ports:
+            self.unwire(hosted)
+        self._capacity.release(hosted.uid)
+        self._inventory.remove(hosted)
+
+    def unwire(self, hosted: Hosted) -> None:
+        """Take the guest's interfaces from the switch."""
+        for interface in hosted.facts.spec.interfaces:
+            self._links.unbind_port(hosted.uid, interface.name)
+
+    def expect_mine(self, hosted: Hosted, doing: str) -> None:
+        """StateError when the guest has gone, is arriving, or is being moved away."""
+        try:
+            here = self._inventory.get(hosted.name) is hosted
+        except SeraiError:
+            here = False
+        if not here:
+            raise StateError(f"cannot {doing} {hosted.name}: it was deleted", hint="list the node's guests")
+        if hosted.presence is not Presence.OWNED or hosted.migration:
+            raise StateError(
+                f"cannot {doing} {hosted.name} while {hosted.migration or 'a migration'} moves it",
+                hint="wait for the migration, or cancel it",
+                reason="MIGRATING",
+                guest=hosted.name,
+                migration=hosted.migration,
+            )
+
+    async def stop_all(self, grace_seconds: float) -> None:
+        """Power every guest off, all at once."""
+        running = [
+            hosted for hosted in self._inventory if hosted.machine is not None and hosted.state in _LIVING
+        ]
+        stops = [hosted.machine.stop(grace_seconds=grace_seconds) for hosted in running if hosted.machine]
+        for hosted, outcome in zip(
+            running, await asyncio.gather(*stops, return_exceptions=True), strict=True
+        ):
+            if isinstance(outcome, BaseException):
+                log.error("%s did not stop: %s", hosted.name, outcome, extra={"guest": hosted.uid})
+        for hosted in self._inventory:
+            if hosted.presence is Presence.OWNED:
+                self._records.update(hosted.uid, hosted.describe().SerializeToString())
+
+    def _machine_changed(self, hosted: Hosted, machine: Machine) -> None:
+        if hosted.machine is not machine:
+            return
+        if machine.state is GuestState.FAILED:
+            log.warning("%s failed: %s", hosted.name, machine.failure, extra={"guest": hosted.uid})
+        self._inventory.changed(hosted)
+        if hosted.presence is Presence.OWNED:
+            self._tasks.start(self._note_change(hosted, machine), f"note a change of {hosted.name}")
+
+    async def _note_change(self, hosted: Hosted, machine: Machine) -> None:
+        """Ask whether the guest is ready by now, and keep what is known on the disk."""
+        if machine.state is GuestState.RUNNING and not hosted.facts.ready:
+            statistics = await machine.statistics()
+            if statistics.ready_seconds is not None and not hosted.facts.ready:
+                self.mark_ready(hosted, statistics.kernel_release)
+        if hosted.presence is Presence.OWNED:
+            await asyncio.to_thread(self._records.update, hosted.uid, hosted.describe().SerializeToString())
+
+    def mark_ready(self, hosted: Hosted, kernel_release: str) -> None:
+        """The guest has said that its start-up is complete."""
+        hosted.facts.ready = True
+        hosted.facts.kernel_release = kernel_release
+        hosted.facts.ready_time.CopyFrom(now())
+        log.info("%s is ready", hosted.name, extra={"guest": hosted.uid, "kernel": kernel_release})
+        self._inventory.changed(hosted)
