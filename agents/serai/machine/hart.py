@@ -1,0 +1,113 @@
+"""What the board needs of a CPU core. `serai.machine.core.Core` provides it; tests play it by hand."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import MutableSequence
+from typing import Protocol
+
+TIMEBASE_HZ = 10_000_000
+"""Ticks of the `time` CSR in a second, as the device tree says."""
+
+NANOSECONDS_PER_TICK = 1_000_000_000 // TIMEBASE_HZ
+
+SUPERVISOR_SOFTWARE_INTERRUPT = 1
+SUPERVISOR_TIMER_INTERRUPT = 5
+SUPERVISOR_EXTERNAL_INTERRUPT = 9
+MACHINE_EXTERNAL_INTERRUPT = 11
+
+SUPERVISOR = 1
+"""Number of the privilege mode S."""
+
+CSR_SSTATUS = 0x100
+CSR_SATP = 0x180
+
+
+class ExitReason(enum.IntEnum):
+    """Why `Hart.run` came back."""
+
+    BUDGET = 0
+    WAIT = 1
+    MMIO_LOAD = 2
+    MMIO_STORE = 3
+    ENVIRONMENT_CALL = 4
+    REQUESTED = 5
+    FAULT = 6
+
+
+class ClockSource(enum.Enum):
+    """What drives guest time."""
+
+    REAL = "real"
+    VIRTUAL = "virtual"
+
+
+class Hart(Protocol):
+    """One hart: runs instructions and comes back with a reason."""
+
+    exit_address: int
+    exit_width: int
+    exit_value: int
+    pc: int
+    privilege: int
+    fault: str
+
+    @property
+    def x(self) -> MutableSequence[int]:
+        """The integer registers."""
+
+    @property
+    def time(self) -> int:
+        """Ticks of the `time` CSR."""
+
+    @property
+    def instructions(self) -> int:
+        """Instructions retired since reset."""
+
+    def run(self, budget: int) -> ExitReason:
+        """Execute at most `budget` instructions, without the GIL."""
+
+    def complete_load(self, value: int) -> None:
+        """Finish the load of an MMIO_LOAD exit."""
+
+    def csr(self, number: int) -> int:
+        """Read a CSR."""
+
+    def set_csr(self, number: int, value: int) -> None:
+        """Write a CSR."""
+
+    def set_interrupt(self, bit: int, level: bool) -> None:
+        """Drive a bit of mip."""
+
+    def set_timer(self, deadline_ticks: int) -> None:
+        """Raise the S-mode timer interrupt at this tick of `time`, and withdraw it until then."""
+
+    def wait_deadline_ns(self) -> int | None:
+        """Nanoseconds to the next timer interrupt; None when none is set."""
+
+    def skip_to_deadline(self) -> None:
+        """Virtual clock: let time pass up to the next timer interrupt."""
+
+    def advance_time(self, ns: int) -> None:
+        """Let time pass."""
+
+    def request_exit(self) -> None:
+        """Make `run` come back soon; any thread may call."""
+
+    def dma_wrote(self, address: int, length: int) -> None:
+        """A device wrote to RAM."""
+
+    def start_dirty_log(self) -> None:
+        """Remember every page written from now on."""
+
+    def take_dirty_log(self) -> bytes:
+        """The bitmap of pages written since the last call."""
+
+    def stop_dirty_log(self) -> None:
+        """Stop remembering."""
+
+    def save(self) -> bytes:
+        """The architectural state, time included."""
+
+    def restore(self, state: bytes) -> None:
+        """Take over what `save` gave."""

@@ -1,0 +1,347 @@
+"""The machine: harts, devices and memory composed, and the loop that runs them.
+
+`Machine` does no I/O of its own: `run` executes and comes back, the host side of every device is a queue or a
+callback, so that a test can be the host. `serai.machine.process` connects it to sockets.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from serai.machine import board, loader, plic
+from serai.machine.board import MachineConfig
+from serai.machine.bus import Bus
+from serai.machine.errors import ConfigurationError, LoadError, SnapshotError
+from serai.machine.hart import (
+    CSR_SATP,
+    MACHINE_EXTERNAL_INTERRUPT,
+    NANOSECONDS_PER_TICK,
+    SUPERVISOR,
+    SUPERVISOR_EXTERNAL_INTERRUPT,
+    ClockSource,
+    ExitReason,
+    Hart,
+)
+from serai.machine.memory import PAGE_SIZE, GuestMemory
+from serai.machine.plic import Plic, PlicState
+from serai.machine.sbi import Firmware, SystemRequest
+from serai.machine.snapshot import Section, load_section, pack, save_section, unpack
+from serai.machine.uart import Uart, UartState
+from serai.machine.virtio.block import Block
+from serai.machine.virtio.console import Console
+from serai.machine.virtio.entropy import Entropy
+from serai.machine.virtio.net import Net
+from serai.machine.virtio.transport import SLOT_SIZE, VirtioDevice, VirtioMmio
+
+_SEED_BYTES = 64
+_HART_VERSION = 1
+
+
+class MachineExit(enum.Enum):
+    """Why `Machine.run` came back."""
+
+    BUDGET = "budget"
+    WAIT = "wait"
+    POWERED_OFF = "powered off"
+    REBOOT = "reboot"
+    FAULT = "fault"
+
+
+@dataclass
+class MachineState:
+    """What belongs to no device: the shape a snapshot fits, and counters that travel with the guest."""
+
+    VERSION: ClassVar[int] = 1
+
+    memory_bytes: int
+    vcpus: int
+    clock: str
+    instructions_before: int
+    exits: dict[str, int]
+    ready_seconds: float | None
+    kernel_release: str
+
+
+HartFactory = Callable[[memoryview, int, ClockSource], Hart]
+"""Makes hart number n on the given RAM; the default is `serai.machine.core.Core`."""
+
+
+class Machine:
+    """One virtual machine on `ram`. Not thread-safe, except for `Hart.request_exit`."""
+
+    def __init__(self, config: MachineConfig, ram: memoryview, make_hart: HartFactory) -> None:
+        config.check()
+        if len(ram) != config.memory_bytes:
+            raise ConfigurationError(f"{len(ram)} bytes of RAM for a machine of {config.memory_bytes}")
+        self.config = config
+        self.exits: dict[str, int] = {}
+        self.fault = ""
+        self.ready_seconds: float | None = None
+        self.kernel_release = ""
+        self._make_hart = make_hart
+        self._dirty_log = False
+        self._instructions_before = 0
+        self._restored_at_ticks: int | None = None
+        self.memory = GuestMemory(ram, board.RAM_BASE, self._wrote)
+        self.hart = make_hart(ram, 0, config.clock)
+        self.plic = Plic(
+            [
+                self._interrupt_output(MACHINE_EXTERNAL_INTERRUPT),
+                self._interrupt_output(SUPERVISOR_EXTERNAL_INTERRUPT),
+            ]
+        )
+        self.uart = Uart(self.plic.line(board.UART_IRQ))
+        self.firmware = Firmware(lambda: [self.hart], self.memory, self.uart, self._fence)
+        self._build_virtio()
+        self._build_bus()
+
+    def _interrupt_output(self, bit: int) -> Callable[[bool], None]:
+        return lambda level: self.hart.set_interrupt(bit, level)
+
+    def _build_virtio(self) -> None:
+        seed = None
+        if self.config.clock is ClockSource.VIRTUAL:
+            seed = hashlib.sha256(b"serai entropy device").digest()
+        self.console = Console("console0")
+        self.nets = {
+            interface.name: Net(f"net{number}", interface.mac)
+            for number, interface in enumerate(self.config.interfaces)
+        }
+        self.blocks = [
+            Block(f"block{number}", disk.path, read_only=disk.read_only)
+            for number, disk in enumerate(self.config.disks)
+        ]
+        devices: list[VirtioDevice] = [self.console, Entropy("entropy0", seed=seed)]
+        devices += [*self.nets.values(), *self.blocks]
+        self.virtio = [
+            VirtioMmio(device, self.memory, self.plic.line(board.slot_irq(slot)))
+            for slot, device in enumerate(devices)
+        ]
+
+    def _build_bus(self) -> None:
+        self.bus = Bus()
+        self.bus.map(self.plic, board.PLIC_BASE, plic.SIZE)
+        self.bus.map(self.uart, board.UART_BASE, PAGE_SIZE)
+        for slot, transport in enumerate(self.virtio):
+            self.bus.map(transport, board.slot_address(slot), SLOT_SIZE)
+
+    def close(self) -> None:
+        """Close the disks' files."""
+        for block in self.blocks:
+            block.close()
+
+    def _wrote(self, address: int, length: int) -> None:
+        self.hart.dma_wrote(address, length)
+
+    def _fence(self, hart: int, instructions: bool) -> None:
+        """RFENCE. Writing satp flushes the hart's translations; its decoded code follows writes by itself."""
+        self.hart.set_csr(CSR_SATP, self.hart.csr(CSR_SATP))
+
+    # Boot and reset.
+
+    def boot(self) -> None:
+        """Load what the configuration names and set the boot hart up.
+
+        Raises LoadError or ConfigurationError. The hart enters S-mode with its number in a0 and the device
+        tree's address in a1, paging off (Linux: Documentation/arch/riscv/boot.rst).
+        """
+        config = self.config
+        if config.kernel is None:
+            raise LoadError("the machine has no kernel to boot")
+        seed = bytes(_SEED_BYTES)
+        if config.clock is ClockSource.REAL:
+            seed = os.urandom(_SEED_BYTES)
+        boot = loader.load(
+            self.memory,
+            kernel=config.kernel,
+            initramfs=config.initramfs,
+            extra_files=config.extra_files,
+            tree=lambda place: board.device_tree(
+                config, slots=len(self.virtio), initramfs=place, random_seed=seed
+            ),
+        )
+        for transport in self.virtio:
+            transport.frozen = False
+        hart = self.hart
+        hart.pc = boot.entry
+        hart.privilege = SUPERVISOR
+        hart.x[10] = 0
+        hart.x[11] = boot.tree
+
+    def reboot(self) -> None:
+        """Power-cycle: fresh harts and devices, then `boot`, and raises what that raises."""
+        self._instructions_before += self.hart.instructions
+        self.hart = self._make_hart(self.memory.ram, 0, self.config.clock)
+        if self._dirty_log:
+            self.hart.start_dirty_log()
+        self.plic.reset()
+        self.uart.reset()
+        for transport in self.virtio:
+            transport.reset()
+        self.firmware.request = None
+        self.fault = ""
+        self.boot()
+
+    # Execution.
+
+    def run(self, budget: int) -> MachineExit:
+        """Execute about `budget` instructions, or until the guest waits, ends or faults.
+
+        A device exit is served and execution goes on; `Hart.request_exit` ends the call early as BUDGET.
+        """
+        hart, exits = self.hart, self.exits
+        end = hart.instructions + budget
+        while (remaining := end - hart.instructions) > 0:
+            match hart.run(remaining):
+                case ExitReason.MMIO_LOAD:
+                    self._load(hart)
+                case ExitReason.MMIO_STORE:
+                    self._store(hart)
+                case ExitReason.ENVIRONMENT_CALL:
+                    key = "sbi:" + self.firmware.call(0)
+                    exits[key] = exits.get(key, 0) + 1
+                    if self.firmware.request is not None:
+                        return self._system_request(self.firmware.request)
+                case ExitReason.WAIT:
+                    exits["wait"] = exits.get("wait", 0) + 1
+                    return MachineExit.WAIT
+                case ExitReason.FAULT:
+                    self.fault = hart.fault
+                    return MachineExit.FAULT
+                case ExitReason.REQUESTED:
+                    break
+                case ExitReason.BUDGET:
+                    pass
+        return MachineExit.BUDGET
+
+    def _load(self, hart: Hart) -> None:
+        found = self.bus.find(hart.exit_address)
+        if found is None:
+            self._count("mmio:unmapped")
+            hart.complete_load(0)
+            return
+        device, offset = found
+        self._count("mmio:" + device.name)
+        hart.complete_load(device.read(offset, hart.exit_width))
+
+    def _store(self, hart: Hart) -> None:
+        found = self.bus.find(hart.exit_address)
+        if found is None:
+            self._count("mmio:unmapped")
+            return
+        device, offset = found
+        self._count("mmio:" + device.name)
+        device.write(offset, hart.exit_width, hart.exit_value)
+
+    def _count(self, cause: str) -> None:
+        self.exits[cause] = self.exits.get(cause, 0) + 1
+
+    def _system_request(self, request: SystemRequest) -> MachineExit:
+        return MachineExit.POWERED_OFF if request is SystemRequest.POWER_OFF else MachineExit.REBOOT
+
+    @property
+    def instructions(self) -> int:
+        """Instructions retired since the guest was created, across reboots and migrations."""
+        return self._instructions_before + self.hart.instructions
+
+    # Pause and time.
+
+    def paused(self) -> None:
+        """Keep devices from touching RAM until `resumed`; input from the host is held meanwhile."""
+        for transport in self.virtio:
+            transport.frozen = True
+
+    def resumed(self, elapsed_ns: int) -> None:
+        """Let devices work again. `elapsed_ns` counts from the freeze at a migration's source to now.
+
+        A restored machine's clock has been running since `restore`; that part is not counted twice. Guest
+        time never goes back. Requests that waited for the host are looked at again.
+        """
+        if self._restored_at_ticks is not None:
+            passed = (self.hart.time - self._restored_at_ticks) * NANOSECONDS_PER_TICK
+            elapsed_ns = max(0, elapsed_ns - passed)
+            self._restored_at_ticks = None
+        if elapsed_ns > 0:
+            self.hart.advance_time(elapsed_ns)
+        for transport in self.virtio:
+            transport.frozen = False
+            for index in range(len(transport.queues)):
+                transport.serve(index)
+
+    # The dirty log.
+
+    def start_dirty_log(self) -> None:
+        """Remember every page that the guest or a device writes from now on."""
+        self._dirty_log = True
+        self.hart.start_dirty_log()
+
+    def take_dirty_log(self) -> bytes:
+        """The pages written since the last call, as a bitmap; it starts afresh."""
+        return self.hart.take_dirty_log()
+
+    def stop_dirty_log(self) -> None:
+        """Stop remembering."""
+        self._dirty_log = False
+        self.hart.stop_dirty_log()
+
+    # Snapshots.
+
+    def save(self) -> bytes:
+        """Everything but RAM, in the format of `serai.machine.snapshot`."""
+        config = self.config
+        state = MachineState(
+            memory_bytes=config.memory_bytes,
+            vcpus=config.vcpus,
+            clock=config.clock.value,
+            instructions_before=self._instructions_before,
+            exits=dict(self.exits),
+            ready_seconds=self.ready_seconds,
+            kernel_release=self.kernel_release,
+        )
+        sections = [
+            save_section("machine", state),
+            Section("hart0", _HART_VERSION, self.hart.save()),
+            save_section(self.plic.name, self.plic.save()),
+            save_section(self.uart.name, self.uart.save()),
+        ]
+        for transport in self.virtio:
+            sections += transport.save()
+        return pack(sections)
+
+    def restore(self, snapshot: bytes) -> None:
+        """Take over a saved state; RAM has been filled before. Raises SnapshotError naming the section."""
+        sections = unpack(snapshot)
+        state = load_section(sections, "machine", MachineState)
+        config = self.config
+        here = (config.memory_bytes, config.vcpus, config.clock.value)
+        saved = (state.memory_bytes, state.vcpus, state.clock)
+        if saved != here:
+            raise SnapshotError("machine", f"is of a machine of {saved}, this one is {here}")
+        self._restore_hart(sections)
+        self.plic.restore(load_section(sections, self.plic.name, PlicState))
+        self.uart.restore(load_section(sections, self.uart.name, UartState))
+        for transport in self.virtio:
+            transport.restore(sections)
+        self.exits = dict(state.exits)
+        self.ready_seconds = state.ready_seconds
+        self.kernel_release = state.kernel_release
+        self._instructions_before = state.instructions_before
+        self._restored_at_ticks = self.hart.time
+
+    def _restore_hart(self, sections: dict[str, Section]) -> None:
+        section = sections.get("hart0")
+        if section is None:
+            raise SnapshotError("hart0", "is missing")
+        if section.version != _HART_VERSION:
+            raise SnapshotError(
+                "hart0", f"version {section.version} is unknown here (known: {_HART_VERSION})"
+            )
+        try:
+            self.hart.restore(section.body)
+        except Exception as error:
+            raise SnapshotError("hart0", f"cannot be read: {error}") from None

@@ -1,0 +1,391 @@
+"""The guest process: one thread that runs the machine in slices and does its I/O in between.
+
+While the guest executes, the sockets are polled once a slice, which costs a fraction of a percent; while it
+waits for an interrupt, the process sleeps in the same poll. A second thread would add a hand-over to both.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from serai.machine import protocol
+from serai.machine.errors import MachineError, ProtocolError
+from serai.machine.frames import FrameLink
+from serai.machine.hart import ClockSource
+from serai.machine.machine import HartFactory, Machine, MachineExit
+from serai.machine.protocol import Message
+
+SLICE_NS = 500_000
+"""What a slice should take; bounds the time until input is noticed by a guest that computes."""
+
+_MINIMUM_BUDGET, _MAXIMUM_BUDGET = 2_000, 2_000_000
+_OUTPUT_LIMIT = 256 * 1024
+"""Console output kept while the agent does not read; beyond it the oldest is lost."""
+
+_FAREWELL_SECONDS = 2.0
+_RECEIVE_BYTES = 256 * 1024
+
+
+class GuestProcess:
+    """Connects one machine to its sockets; `serve` returns when the process should end."""
+
+    def __init__(
+        self,
+        ram_file: int,
+        control: socket.socket,
+        console: socket.socket,
+        frames: list[socket.socket],
+        make_hart: HartFactory,
+    ) -> None:
+        self._ram_file = ram_file
+        self._control = control
+        self._console = console
+        self._frame_sockets = frames
+        self._make_hart = make_hart
+        self._machine: Machine | None = None
+        self._links: list[FrameLink] = []
+        self._decoder = protocol.Decoder()
+        self._outgoing = bytearray()
+        self._running = False
+        self._finished = False
+        self._budget = _MINIMUM_BUDGET
+        self._started_at = 0.0
+        self._console_open = False
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._operations: dict[str, Callable[[Message], Message]] = {
+            "configure": self._configure,
+            "start": self._start,
+            "pause": self._pause,
+            "resume": self._resume,
+            "start_dirty": self._start_dirty,
+            "take_dirty": self._take_dirty,
+            "stop_dirty": self._stop_dirty,
+            "save": self._save,
+            "restore": self._restore,
+            "statistics": self._statistics,
+            "power_off": self._power_off,
+            "stop": self._stop,
+        }
+        control.setblocking(False)
+        console.setblocking(False)
+        self._watch(control.fileno(), self._control_ready)
+
+    # The loop.
+
+    def serve(self) -> None:
+        """Run until told to stop, the guest ends, or the agent is gone."""
+        try:
+            while not self._finished:
+                if self._running:
+                    self._slice()
+                else:
+                    self._poll(None)
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            self._event("fault", reason=f"defect in the machine: {error!r}")
+            self._say_farewell()
+            raise
+        self._say_farewell()
+
+    def _slice(self) -> None:
+        machine = self._require_machine()
+        began = time.perf_counter_ns()
+        cause = machine.run(self._budget)
+        self._adapt(time.perf_counter_ns() - began, cause)
+        self._flush_output(machine)
+        if cause is MachineExit.WAIT:
+            self._idle(machine)
+        else:
+            if cause is not MachineExit.BUDGET:
+                self._ended(machine, cause)
+            self._poll(0)
+
+    def _adapt(self, elapsed_ns: int, cause: MachineExit) -> None:
+        """Aim at slices of SLICE_NS, whatever the guest is doing."""
+        if cause is MachineExit.BUDGET:
+            scaled = self._budget * SLICE_NS // max(elapsed_ns, 1)
+            # At most double: one lucky slice must not make a long one.
+            self._budget = max(_MINIMUM_BUDGET, min(scaled, self._budget * 2, _MAXIMUM_BUDGET))
+
+    def _idle(self, machine: Machine) -> None:
+        deadline = machine.hart.wait_deadline_ns()
+        if machine.config.clock is ClockSource.VIRTUAL and deadline is not None:
+            self._poll(0)
+            machine.hart.skip_to_deadline()
+        else:
+            self._poll(None if deadline is None else max(deadline, 0) / 1e9)
+
+    def _ended(self, machine: Machine, cause: MachineExit) -> None:
+        if cause is MachineExit.REBOOT:
+            try:
+                machine.reboot()
+            except MachineError as error:
+                self._running = False
+                self._event("fault", reason=f"cannot reboot: {error}")
+            else:
+                self._event("rebooted")
+            return
+        self._running = False
+        if cause is MachineExit.POWERED_OFF:
+            self._event("stopped", reason="powered off")
+            self._finished = True
+        else:
+            self._event("fault", reason=machine.fault)
+
+    def _poll(self, timeout: float | None) -> None:
+        """Serve what is ready, waiting up to `timeout` seconds for it (None: as long as it takes)."""
+        if timeout != 0:
+            # select takes microseconds where epoll rounds up to milliseconds, which a timer would feel.
+            select.select([self._epoll], [], [], timeout)
+        for descriptor, events in self._epoll.poll(0):
+            handler = self._handlers.get(descriptor)
+            if handler is not None:
+                handler(events)
+
+    def _watch(self, descriptor: int, handler: Callable[[int], None], events: int = select.EPOLLIN) -> None:
+        if descriptor in self._handlers:
+            self._epoll.modify(descriptor, events)
+        else:
+            self._epoll.register(descriptor, events)
+        self._handlers[descriptor] = handler
+
+    def _unwatch(self, descriptor: int) -> None:
+        if self._handlers.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    # Control.
+
+    def _control_ready(self, events: int) -> None:
+        if events & select.EPOLLOUT:
+            self._flush_control()
+        if not events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+            return
+        try:
+            data = self._control.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            # The agent is gone; nobody may own this guest any more.
+            self._outgoing.clear()
+            self._finished = True
+            self._running = False
+            return
+        for message in self._decoder.feed(data):
+            self._answer(message)
+
+    def _answer(self, request: Message) -> None:
+        operation = self._operations.get(str(request.fields.get("op")))
+        try:
+            if operation is None:
+                raise ProtocolError(f"unknown operation {request.fields.get('op')!r}")
+            reply = operation(request)
+        except MachineError as error:
+            reply = Message({"error": str(error), "kind": type(error).__name__})
+        reply.fields["id"] = request.fields.get("id")
+        self._send(reply)
+
+    def _event(self, name: str, **fields: object) -> None:
+        self._send(Message({"event": name, **fields}))
+
+    def _send(self, message: Message) -> None:
+        self._outgoing += protocol.encode(message)
+        self._flush_control()
+
+    def _flush_control(self) -> None:
+        try:
+            while self._outgoing:
+                sent = self._control.send(self._outgoing)
+                del self._outgoing[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._outgoing.clear()
+        events = select.EPOLLIN | (select.EPOLLOUT if self._outgoing else 0)
+        self._watch(self._control.fileno(), self._control_ready, events)
+
+    def _say_farewell(self) -> None:
+        """Give the last messages a chance to reach the agent."""
+        self._control.settimeout(_FAREWELL_SECONDS)
+        try:
+            self._control.sendall(self._outgoing)
+        except OSError:
+            pass  # the agent is gone or stuck: it learns of the end from the process
+        finally:
+            self._outgoing.clear()
+
+    def _require_machine(self) -> Machine:
+        if self._machine is None:
+            raise ProtocolError("the machine has not been configured")
+        return self._machine
+
+    # Operations.
+
+    def _configure(self, request: Message) -> Message:
+        if request.fields.get("version") != protocol.VERSION:
+            raise ProtocolError(
+                f"protocol version {request.fields.get('version')}, here it is {protocol.VERSION}"
+            )
+        if self._machine is not None:
+            raise ProtocolError("the machine has been configured already")
+        config = protocol.config_from_fields(request.fields.get("config", {}))
+        config.check()
+        ram = memoryview(mmap.mmap(self._ram_file, config.memory_bytes))
+        machine = Machine(config, ram, self._make_hart)
+        machine.console.line_received = self._line_received
+        if len(self._frame_sockets) != len(machine.nets):
+            raise ProtocolError(
+                f"{len(self._frame_sockets)} frame sockets for {len(machine.nets)} interfaces"
+            )
+        for frame_socket, net in zip(self._frame_sockets, machine.nets.values(), strict=True):
+            link = FrameLink(frame_socket, net, self._watch, self._unwatch)
+            self._links.append(link)
+        self._machine = machine
+        self._watch(self._console.fileno(), self._console_ready)
+        self._console_open = True
+        return Message({})
+
+    def _start(self, request: Message) -> Message:
+        machine = self._require_machine()
+        machine.boot()
+        self._started_at = time.monotonic()
+        self._running = True
+        return Message({})
+
+    def _pause(self, request: Message) -> Message:
+        self._require_machine().paused()
+        self._running = False
+        return Message({})
+
+    def _resume(self, request: Message) -> Message:
+        self._require_machine().resumed(int(request.fields.get("elapsed_ns", 0)))
+        self._running = True
+        return Message({})
+
+    def _start_dirty(self, request: Message) -> Message:
+        self._require_machine().start_dirty_log()
+        return Message({})
+
+    def _take_dirty(self, request: Message) -> Message:
+        return Message({}, self._require_machine().take_dirty_log())
+
+    def _stop_dirty(self, request: Message) -> Message:
+        self._require_machine().stop_dirty_log()
+        return Message({})
+
+    def _save(self, request: Message) -> Message:
+        machine = self._require_machine()
+        if self._running:
+            raise ProtocolError("the guest runs: pause it before its state is saved")
+        self._flush_output(machine)
+        self._read_console(machine)
+        for link in self._links:
+            link.drain()
+        return Message({}, machine.save())
+
+    def _restore(self, request: Message) -> Message:
+        machine = self._require_machine()
+        if self._running:
+            raise ProtocolError("the guest runs: its state cannot be replaced")
+        machine.restore(request.payload)
+        return Message({})
+
+    def _statistics(self, request: Message) -> Message:
+        machine = self._require_machine()
+        return Message(
+            {
+                "instructions": machine.instructions,
+                "cpu_seconds": time.process_time(),
+                "ready_seconds": machine.ready_seconds,
+                "exits": machine.exits,
+                "kernel_release": machine.kernel_release,
+                "frames_lost": {name: net.lost for name, net in machine.nets.items()},
+            }
+        )
+
+    def _power_off(self, request: Message) -> Message:
+        self._require_machine().console.send_line(protocol.HOST_CHANNEL_POWER_OFF)
+        return Message({})
+
+    def _stop(self, request: Message) -> Message:
+        self._running = False
+        self._finished = True
+        return Message({})
+
+    # Host channel and console.
+
+    def _line_received(self, line: str) -> None:
+        machine = self._require_machine()
+        words = line.split()
+        if words[0] != protocol.HOST_CHANNEL_READY:
+            self._event("line", text=line)
+            return
+        values = dict(word.split("=", 1) for word in words[1:] if "=" in word)
+        machine.kernel_release = values.get("kernel", "")
+        if machine.ready_seconds is None:
+            machine.ready_seconds = time.monotonic() - self._started_at
+        self._event("ready", kernel=machine.kernel_release, seconds=machine.ready_seconds)
+
+    def _console_ready(self, events: int) -> None:
+        machine = self._require_machine()
+        if events & (select.EPOLLHUP | select.EPOLLERR):
+            self._console_open = False
+            self._unwatch(self._console.fileno())
+            return
+        if events & select.EPOLLIN:
+            self._read_console(machine)
+        self._flush_output(machine)
+
+    def _read_console(self, machine: Machine) -> None:
+        """Input as far as the guest has room for it; the rest waits in the agent."""
+        if self._console_open and machine.uart.room > 0:
+            try:
+                data = self._console.recv(machine.uart.room)
+            except (BlockingIOError, ConnectionError):
+                data = b""
+            machine.uart.receive(data)
+
+    def _flush_output(self, machine: Machine) -> None:
+        """Write what the guest printed; watch for what keeps the console from flowing."""
+        if not self._console_open:
+            machine.uart.output.clear()
+            return
+        output = machine.uart.output
+        if output:
+            try:
+                sent = self._console.send(output)
+                del output[:sent]
+            except BlockingIOError:
+                del output[:-_OUTPUT_LIMIT]
+            except OSError:
+                output.clear()
+        events = select.EPOLLIN if machine.uart.room > 0 else 0
+        events |= select.EPOLLOUT if output else 0
+        if events != self._console_events:
+            self._console_events = events
+            self._watch(self._console.fileno(), self._console_ready, events)
+
+    _console_events: int = select.EPOLLIN
+
+
+def run(ram_file: int, control: int, console: int, frames: list[int], make_hart: HartFactory) -> None:
+    """Be a guest process on these file descriptors, to the end."""
+    process = GuestProcess(
+        ram_file,
+        socket.socket(fileno=control),
+        socket.socket(fileno=console),
+        [socket.socket(fileno=frame) for frame in frames],
+        make_hart,
+    )
+    process.serve()
+    sys.stderr.flush()
+    os.close(ram_file)

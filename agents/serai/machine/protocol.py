@@ -1,0 +1,181 @@
+"""How an agent and its guest processes talk; version 1. Everything of it is in this file.
+
+**Control socket** (Unix stream, one per guest). Messages in both directions::
+
+    4   length of the fields    4   length of the payload    n   fields (JSON object)    m   payload
+
+little-endian. Requests of the agent carry `id` and `op`, replies the same `id` and either nothing else,
+results, or `error` (text for people) with `kind` (the exception's class). Requests are answered in order.
+
+==============  =========================================  ==========================================
+op              fields, payload                            reply
+==============  =========================================  ==========================================
+configure       version, config (see `config_to_fields`)   - builds the machine, loads nothing
+start           -                                          - loads kernel and initramfs and runs
+pause           -                                          - after the last instruction
+resume          elapsed_ns                                 -
+start_dirty     -                                          -
+take_dirty      -                                          payload: bitmap
+stop_dirty      -                                          -
+save            -                                          payload: snapshot
+restore         payload: snapshot                          -
+statistics      -                                          instructions, cpu_seconds, ready_seconds, exits,
+                                                           kernel_release, frames_lost
+power_off       -                                          - asks the guest over the host channel
+stop            -                                          - and the process ends
+==============  =========================================  ==========================================
+
+Events carry `event`: `ready` (kernel, seconds), `line` (text; any other line on the host channel), `stopped`
+(reason), `rebooted`, `fault` (reason). When the control socket ends, the guest process ends at once.
+
+**Frame sockets** (Unix seqpacket, one per network interface). A packet is a batch of frames, each after its
+length in four bytes; no virtio header.
+
+**Console socket** (Unix stream): the serial line's bytes.
+
+**Zygote socket** (Unix seqpacket). Requests are JSON with the file descriptors of RAM, control, console and
+frames as ancillary data: `{"fork": n}`, n the number of frame sockets. Answers: `{"pid": p}` with a pidfd, or
+`{"error": text}`; and, when a guest process ends, `{"exited": p, "status": s}` (a wait status).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from serai.machine.board import Disk, MachineConfig, NetworkInterface
+from serai.machine.errors import ProtocolError
+from serai.machine.hart import ClockSource
+
+VERSION = 1
+
+MAXIMUM_FIELDS = 1 << 20
+MAXIMUM_PAYLOAD = 256 << 20
+MAXIMUM_BATCH = 128 << 10
+"""Bytes of the longest packet on a frame socket."""
+
+BATCH_TARGET = 60_000
+"""A batch is sent on once it has this many bytes."""
+
+HOST_CHANNEL_POWER_OFF = "poweroff"
+HOST_CHANNEL_READY = "ready"
+
+_HEAD = struct.Struct("<II")
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(slots=True)
+class Message:
+    """One control message."""
+
+    fields: dict[str, Any]
+    payload: bytes = b""
+
+
+def encode(message: Message) -> bytes:
+    """A message for the control socket."""
+    fields = json.dumps(message.fields, separators=(",", ":")).encode()
+    return _HEAD.pack(len(fields), len(message.payload)) + fields + message.payload
+
+
+@dataclass
+class Decoder:
+    """Cuts the control stream into messages."""
+
+    _buffer: bytearray = field(default_factory=bytearray)
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Messages completed by `data`. Raises ProtocolError on a stream that cannot be right."""
+        self._buffer += data
+        messages: list[Message] = []
+        position = 0
+        while len(self._buffer) - position >= _HEAD.size:
+            fields_length, payload_length = _HEAD.unpack_from(self._buffer, position)
+            if fields_length > MAXIMUM_FIELDS or payload_length > MAXIMUM_PAYLOAD:
+                raise ProtocolError(f"a control message of {fields_length} + {payload_length} bytes")
+            start = position + _HEAD.size
+            end = start + fields_length + payload_length
+            if len(self._buffer) < end:
+                break
+            middle = start + fields_length
+            messages.append(_message(bytes(self._buffer[start:middle]), bytes(self._buffer[middle:end])))
+            position = end
+        del self._buffer[:position]
+        return messages
+
+
+def _message(raw: bytes, payload: bytes) -> Message:
+    try:
+        fields = json.loads(raw)
+    except ValueError as error:
+        raise ProtocolError(f"a control message that is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ProtocolError("a control message that is not an object")
+    return Message(fields, payload)
+
+
+def encode_frame(frame: bytes | memoryview) -> bytes:
+    """A frame as it stands in a batch."""
+    return _LENGTH.pack(len(frame)) + frame
+
+
+def decode_batch(batch: memoryview) -> Iterator[bytes]:
+    """The frames of a batch. Raises ProtocolError when the lengths do not add up."""
+    position, end = 0, len(batch)
+    while position < end:
+        if end - position < _LENGTH.size:
+            raise ProtocolError("a batch of frames that ends within a length")
+        length = _LENGTH.unpack_from(batch, position)[0]
+        position += _LENGTH.size
+        if length > end - position:
+            raise ProtocolError(f"a frame of {length} bytes in the {end - position} left of its batch")
+        yield bytes(batch[position : position + length])
+        position += length
+
+
+def config_to_fields(config: MachineConfig) -> dict[str, Any]:
+    """A machine's configuration as JSON values."""
+    return {
+        "memory_bytes": config.memory_bytes,
+        "vcpus": config.vcpus,
+        "kernel": None if config.kernel is None else str(config.kernel),
+        "initramfs": None if config.initramfs is None else str(config.initramfs),
+        "command_line": config.command_line,
+        "interfaces": [[interface.name, interface.mac.hex()] for interface in config.interfaces],
+        "disks": [[str(disk.path), disk.read_only] for disk in config.disks],
+        "extra_files": {
+            path: [mode, base64.b64encode(content).decode("ascii")]
+            for path, (mode, content) in config.extra_files.items()
+        },
+        "clock": config.clock.value,
+    }
+
+
+def config_from_fields(fields: dict[str, Any]) -> MachineConfig:
+    """The inverse. Raises ProtocolError when something is missing or of another shape."""
+    try:
+        kernel, initramfs = fields["kernel"], fields["initramfs"]
+        return MachineConfig(
+            memory_bytes=int(fields["memory_bytes"]),
+            vcpus=int(fields["vcpus"]),
+            kernel=None if kernel is None else Path(kernel),
+            initramfs=None if initramfs is None else Path(initramfs),
+            command_line=str(fields["command_line"]),
+            interfaces=tuple(
+                NetworkInterface(name, bytes.fromhex(mac)) for name, mac in fields["interfaces"]
+            ),
+            disks=tuple(Disk(Path(path), bool(read_only)) for path, read_only in fields["disks"]),
+            extra_files={
+                path: (int(mode), base64.b64decode(content))
+                for path, (mode, content) in fields["extra_files"].items()
+            },
+            clock=ClockSource(fields["clock"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
+        raise ProtocolError(f"a machine configuration that cannot be read: {error!r}") from None
