@@ -1,0 +1,406 @@
+"""The hart: RV64GC with M, S and U, Sv39, precise traps. ``run(budget)`` is the only way to execute.
+
+Everything hot is native code generated from the instruction table (serai.machine.native); this class gives it
+memory, reads and writes architectural state, and reports why it stopped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import json
+import mmap
+import struct
+import threading
+import zlib
+from typing import Final
+
+from serai.machine.native import layout
+from serai.machine.native.build import load_machine
+from serai.machine.native.errors import CodeError, StateError
+from serai.machine.native.layout import FIELDS, PAGE, STATE_SIZE
+
+__all__ = ["ClockSource", "Core", "ExitReason"]
+
+M64: Final = (1 << 64) - 1
+NANOSECONDS_PER_TICK: Final = 100
+CODE_POOL_PAGES: Final = 4096
+PRIVILEGE_S, PRIVILEGE_M = 1, 3
+SSIP: Final = 1 << 1
+
+
+class ExitReason(enum.IntEnum):
+    """Why ``Core.run`` came back."""
+
+    BUDGET = layout.EXIT_BUDGET  # the budget is used up
+    WAIT = layout.EXIT_WAIT  # WFI, and no enabled interrupt is pending
+    MMIO_LOAD = layout.EXIT_MMIO_LOAD  # answer with complete_load()
+    MMIO_STORE = layout.EXIT_MMIO_STORE  # has retired
+    ENVIRONMENT_CALL = layout.EXIT_ENVIRONMENT_CALL  # ECALL from S-mode, has retired
+    REQUESTED = layout.EXIT_REQUESTED  # request_exit()
+    FAULT = layout.EXIT_FAULT  # no progress is possible; see Core.fault
+
+
+class ClockSource(enum.Enum):
+    """What the guest's time follows."""
+
+    REAL = "real"  # CLOCK_MONOTONIC
+    VIRTUAL = "virtual"  # retired steps: 10 per tick of 100 ns; reproducible
+
+
+# Architectural state in a saved core. The order is not part of the format, the names are.
+SAVED: Final = (
+    *("pc", "privilege", "fflags", "frm", "mstatus", "mie", "mip", "medeleg", "mideleg", "mtvec", "mepc"),
+    *("mcause", "mtval", "mscratch", "mcounteren", "menvcfg", "stvec", "sepc", "scause", "stval", "sscratch"),
+    *("scounteren", "senvcfg", "satp", "stimecmp", "lines", "firmware_emulated", "hart_id"),
+    *("minstret_offset", "mcycle_offset", "steps", "traps", "reservation", "reservation_value"),
+)
+STATE_MAGIC: Final = b"SERAIcor"
+STATE_VERSION: Final = 1
+
+
+class _Registers:
+    """A register file: ``core.x[10]``. x0 is always zero."""
+
+    def __init__(self, words: memoryview, name: str) -> None:
+        self._words = words
+        self._base = FIELDS[name].offset // 8
+        self._hardwired = name == "x"
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, number: int) -> int:
+        if not 0 <= number < 32:
+            raise IndexError(f"no register {number}")
+        return int(self._words[self._base + number])
+
+    def __setitem__(self, number: int, value: int) -> None:
+        if not 0 <= number < 32:
+            raise IndexError(f"no register {number}")
+        if number or not self._hardwired:
+            self._words[self._base + number] = value & M64
+
+
+def _anonymous(size: int) -> tuple[mmap.mmap, int]:
+    """Private zeroed memory and its address; after a fork each process has its own."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return memory, ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+class Core:
+    """One hart over RAM that it shares with its devices.
+
+    ``ram`` is writable memory, a multiple of 4096 bytes. With ``firmware_emulated`` the hart starts in S-mode
+    at ``ram_base`` with traps delegated, and an S-mode ECALL leaves to the caller (the VMM is the SBI);
+    without, it is a bare board that starts in M-mode.
+
+    Physical addresses below ``ram_base`` are devices; those behind RAM raise access faults.
+    """
+
+    def __init__(
+        self,
+        ram: memoryview | mmap.mmap,
+        *,
+        ram_base: int = 0x8000_0000,
+        hart_id: int = 0,
+        clock: ClockSource = ClockSource.REAL,
+        firmware_emulated: bool = True,
+    ) -> None:
+        self._ram = memoryview(ram)
+        size = self._ram.nbytes
+        if size == 0 or size % PAGE or self._ram.readonly or ram_base % PAGE:
+            raise ValueError(f"RAM must be writable and a multiple of {PAGE} bytes, not {size}")
+        self._object = load_machine()
+        self._call = {
+            name: ctypes.CFUNCTYPE(ctypes.c_uint64, *[ctypes.c_uint64] * arity)(self._object.symbols[name])
+            for name, arity in (
+                *(("serai_run", 2), ("flush_all", 1), ("guest_time", 1), ("update_timer", 1)),
+                *(("csr_read", 2), ("csr_write", 3), ("collect_dirty", 2), ("stop_dirty", 1)),
+                ("written_by_device", 3),
+            )
+        }
+        self._state, self._address = _anonymous(STATE_SIZE)
+        self._words = memoryview(self._state).cast("Q")
+        self._flags, flags_address = _anonymous(size // PAGE)
+        self._map, map_address = _anonymous(size // PAGE * 8)
+        self._pool, pool_address = _anonymous(CODE_POOL_PAGES * layout.CODE_STRIDE)
+        self.x = _Registers(self._words, "x")
+        self.f = _Registers(self._words, "f")
+        self.clock = clock
+        self._lock = threading.Lock()
+        self._dirty_bitmap = bytearray((size // PAGE + 7) // 8)
+        ram_host = ctypes.addressof(ctypes.c_char.from_buffer(self._ram))
+        libc = ctypes.CDLL(None)
+        self._set_all(
+            ram_base=ram_base,
+            ram_size=size,
+            ram_host=ram_host,
+            ram_delta=ram_host - ram_base,
+            page_flags=flags_address,
+            code_map=map_address,
+            code_pool=pool_address,
+            code_pool_next=pool_address,
+            code_pool_end=pool_address + len(self._pool),
+            clock_gettime=ctypes.cast(libc.clock_gettime, ctypes.c_void_p).value or 0,
+            virtual_clock=int(clock is ClockSource.VIRTUAL),
+            firmware_emulated=int(firmware_emulated),
+            hart_id=hart_id,
+            stimecmp=M64,
+            reservation=layout.NO_RESERVATION,
+            fault_steps=M64,
+            pc=ram_base,
+            privilege=PRIVILEGE_M,
+        )
+        if firmware_emulated:
+            self._set_all(privilege=PRIVILEGE_S, medeleg=0xFFFF, mideleg=0x222, mcounteren=7)
+        self._forget_translations()
+        self._set("time_offset", -self._get_clock())
+
+    # -- the state block -------------------------------------------------------------------------------
+
+    def _get(self, name: str) -> int:
+        return int(self._words[FIELDS[name].offset // 8])
+
+    def _set(self, name: str, value: int) -> None:
+        self._words[FIELDS[name].offset // 8] = value & M64
+
+    def _set_all(self, **values: int) -> None:
+        for name, value in values.items():
+            self._set(name, value)
+
+    def _native(self, name: str, *arguments: int) -> int:
+        return int(self._call[name](self._address, *arguments))
+
+    def _forget_translations(self) -> None:
+        self._set_all(tlb_used=15, exec_used=15)
+        self._native("flush_all")
+
+    def _get_clock(self) -> int:
+        """Ticks of the clock behind the guest's time, without its offset."""
+        self._set_all(time_offset=0, last_time=0)
+        return self._native("guest_time")
+
+    # -- running ---------------------------------------------------------------------------------------
+
+    def run(self, budget: int) -> ExitReason:
+        """Execute at most ``budget`` instructions; a trap counts as one. Releases the GIL."""
+        if budget <= 0:
+            return ExitReason.BUDGET
+        return ExitReason(self._native("serai_run", budget))
+
+    def request_exit(self) -> None:
+        """Make ``run`` return REQUESTED within a slice; may be called from any thread."""
+        self._set("request", 1)
+
+    @property
+    def exit_address(self) -> int:
+        """Physical address of the MMIO access."""
+        return self._get("exit_address")
+
+    @property
+    def exit_width(self) -> int:
+        """Width of the MMIO access in bytes."""
+        return self._get("exit_width")
+
+    @property
+    def exit_value(self) -> int:
+        """The value of the MMIO store, zero-extended."""
+        return self._get("exit_value")
+
+    def complete_load(self, value: int) -> None:
+        """Finish the load that left with MMIO_LOAD: the instruction is executed again with the answer."""
+        width = self.exit_width
+        request = self._get("request")
+        self._set_all(mmio_value=value & ((1 << 8 * width) - 1), mmio_ready=1, request=0)
+        self._native("serai_run", 1)
+        if request:
+            self._set("request", 1)
+        if self._get("mmio_ready"):
+            raise CodeError("complete_load() without a load that waits for it")
+
+    @property
+    def fault(self) -> str:
+        """Why no progress is possible, after FAULT."""
+        cause, value, pc = self._get("trap_cause"), self._get("trap_value"), self._get("pc")
+        return (
+            f"the trap handler at {pc:#x} itself raises exception {cause} "
+            f"(value {value:#x}) at its first instruction"
+        )
+
+    # -- architectural state ---------------------------------------------------------------------------
+
+    @property
+    def pc(self) -> int:
+        """The address of the next instruction."""
+        return self._get("pc")
+
+    @pc.setter
+    def pc(self, value: int) -> None:
+        self._set("pc", value & ~1)
+
+    @property
+    def privilege(self) -> int:
+        """0 U, 1 S, 3 M."""
+        return self._get("privilege")
+
+    @privilege.setter
+    def privilege(self, value: int) -> None:
+        if value not in (0, PRIVILEGE_S, PRIVILEGE_M):
+            raise ValueError(f"no privilege level {value}")
+        self._set("privilege", value)
+
+    def csr(self, number: int) -> int:
+        """Read a CSR with the rights of M-mode.
+
+        Raises ValueError if there is none of that number.
+        """
+        return self._as_machine("csr_read", number) and self._get("result")
+
+    def set_csr(self, number: int, value: int) -> None:
+        """Write a CSR with the rights of M-mode; WARL rules apply.
+
+        Raises ValueError if there is none of that number or it is read-only.
+        """
+        self.csr(number)
+        if number >> 10 == 3:
+            raise ValueError(f"CSR {number:#x} is read-only")
+        self._as_machine("csr_write", number, value & M64)
+
+    def _as_machine(self, function: str, *arguments: int) -> bool:
+        privilege = self._get("privilege")
+        self._set("privilege", PRIVILEGE_M)
+        status = self._native(function, *arguments)
+        self._set("privilege", privilege)
+        if status == layout.TRAPPED:
+            raise ValueError(f"no CSR {arguments[0]:#x}")
+        return True
+
+    @property
+    def instructions(self) -> int:
+        """Instructions retired since power-on."""
+        return self._get("steps") - self._get("traps")
+
+    # -- interrupts and time ---------------------------------------------------------------------------
+
+    def set_interrupt(self, bit: int, level: bool) -> None:
+        """Drive an interrupt-pending bit of mip: 1 SSIP, 3 MSIP, 5 STIP, 7 MTIP, 9 SEIP, 11 MEIP.
+
+        SSIP is a latch that the guest clears; the others are levels. Only between runs.
+        """
+        if bit not in (1, 3, 5, 7, 9, 11):
+            raise ValueError(f"no interrupt line {bit}")
+        name = "mip" if bit == 1 else "lines"
+        old = self._get(name)
+        self._set(name, old | 1 << bit if level else old & ~(1 << bit))
+
+    def set_timer(self, deadline: int) -> None:
+        """Set the supervisor timer: STIP is pending while time >= deadline (ticks); 2**64 - 1 is never."""
+        self._set("stimecmp", deadline)
+        self._native("update_timer")
+
+    @property
+    def time(self) -> int:
+        """The guest's time register in ticks of 10 MHz."""
+        return self._native("guest_time")
+
+    def wait_deadline_ns(self) -> int | None:
+        """Nanoseconds until the supervisor timer fires; None if it never does."""
+        deadline = self._get("stimecmp")
+        if deadline == M64:
+            return None
+        return max(0, deadline - self.time) * NANOSECONDS_PER_TICK
+
+    def skip_to_deadline(self) -> None:
+        """Let the guest's time jump to the timer's deadline (idle time on the virtual clock)."""
+        deadline = self._get("stimecmp")
+        if deadline != M64:
+            self._skip(max(0, deadline - self.time))
+            self._native("update_timer")
+
+    def advance_time(self, nanoseconds: int) -> None:
+        """Let the guest's time jump forward, for example by the downtime of a migration."""
+        if nanoseconds < 0:
+            raise ValueError("guest time does not run back")
+        self._skip(nanoseconds // NANOSECONDS_PER_TICK)
+
+    def _skip(self, ticks: int) -> None:
+        self._set("time_offset", self._get("time_offset") + ticks)
+
+    # -- RAM written by others, dirty log --------------------------------------------------------------
+
+    def dma_wrote(self, address: int, length: int) -> None:
+        """A device wrote RAM: note the pages as dirty and drop code decoded from them."""
+        base, size = self._get("ram_base"), self._get("ram_size")
+        if length <= 0:
+            return
+        if not base <= address <= address + length <= base + size:
+            raise ValueError(f"{length} bytes at {address:#x} are not RAM")
+        self._native("written_by_device", address, length)
+
+    def start_dirty_log(self) -> None:
+        """Begin to log the pages written; costs nothing while off."""
+        self.take_dirty_log()
+
+    def take_dirty_log(self) -> bytes:
+        """Return the pages written since the log was last taken and arm it again.
+
+        Bit ``n % 8`` of byte ``n // 8`` is page ``n`` of RAM.
+        """
+        bitmap = bytearray(len(self._dirty_bitmap))
+        anchor = ctypes.c_char.from_buffer(bitmap)
+        self._native("collect_dirty", ctypes.addressof(anchor))
+        del anchor
+        return bytes(bitmap)
+
+    def stop_dirty_log(self) -> None:
+        """Stop logging."""
+        self._native("stop_dirty")
+
+    # -- save and restore ------------------------------------------------------------------------------
+
+    def save(self) -> bytes:
+        """Return the complete architectural state (without RAM) in a versioned form."""
+        fields: dict[str, object] = {name: self._get(name) for name in SAVED}
+        fields["x"] = [self.x[number] for number in range(32)]
+        fields["f"] = [self.f[number] for number in range(32)]
+        fields["time"] = self.time
+        fields["clock"] = self.clock.value
+        body = json.dumps(fields, sort_keys=True).encode()
+        return STATE_MAGIC + struct.pack("<III", STATE_VERSION, len(body), zlib.crc32(body)) + body
+
+    def restore(self, data: bytes) -> None:
+        """Take over a saved state; time goes on from the saved value.
+
+        Raises StateError if the data is damaged or of another version; the core is then unchanged.
+        """
+        fields = _parse_state(data)
+        if fields["clock"] != self.clock.value:
+            raise StateError(f"the saved core runs on the {fields['clock']} clock, this one on {self.clock.value}")
+        for name in SAVED:
+            self._set(name, fields[name])
+        for number in range(32):
+            self.x[number] = fields["x"][number]
+            self.f[number] = fields["f"][number]
+        self._set_all(mmio_ready=0, request=0, fault_steps=M64)
+        self._set("time_offset", fields["time"] - self._get_clock())
+        self._forget_translations()
+        self._drop_decoded_code()
+
+    def _drop_decoded_code(self) -> None:
+        """RAM may have been replaced together with the state."""
+        log = [flag & layout.FLAG_CLEAN for flag in self._flags]
+        self._native("written_by_device", self._get("ram_base"), self._get("ram_size"))
+        self._flags[:] = bytes(log)
+
+
+def _parse_state(data: bytes) -> dict:
+    if data[:8] != STATE_MAGIC or len(data) < 20:
+        raise StateError("this is not the saved state of a core")
+    version, length, checksum = struct.unpack_from("<III", data, 8)
+    if version != STATE_VERSION:
+        raise StateError(f"the saved state has version {version}, this program reads version {STATE_VERSION}")
+    body = data[20:]
+    if len(body) != length or zlib.crc32(body) != checksum:
+        raise StateError("the saved state is damaged: length or checksum does not match")
+    return json.loads(body)

@@ -1,0 +1,112 @@
+"""The state block of a hart: every field, its offset, and the constants that native code and Python share.
+
+All fields are 64 bits wide. The block is private memory of one hart; several harts have a block each and
+share RAM, page flags and the code cache of the machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a field lives: byte offset in the block and number of 64-bit elements."""
+
+    offset: int
+    count: int
+
+
+# Software TLB: for each data mode an array of read entries, then one of write entries, {tag, addend} each.
+TLB_BITS: Final = 9
+TLB_SIZE: Final = 1 << TLB_BITS
+TLB_MASK: Final = TLB_SIZE - 1
+TLB_WRITE: Final = TLB_SIZE * 16  # byte offset of the write entries within a mode's set
+TLB_SET: Final = 2 * TLB_WRITE
+DATA_MODES: Final = 4  # U, S, S with SUM, M
+# Exec TLB: for each privilege {tag, ip of the page's first slot}.
+EXEC_BITS: Final = 9
+EXEC_SIZE: Final = 1 << EXEC_BITS
+EXEC_MASK: Final = EXEC_SIZE - 1
+EXEC_SET: Final = EXEC_SIZE * 16
+
+PAGE: Final = 4096
+PAGE_BITS: Final = 12
+# A decoded page: header {host address of the page, page number}, 2048 slots, two sentinels that cross over.
+SLOT: Final = 16
+PAGE_HEADER: Final = 64
+PAGE_SLOTS: Final = 2048
+CODE_STRIDE: Final = PAGE_HEADER + (PAGE_SLOTS + 2) * SLOT + 32  # 64-byte multiple
+# Flags of a RAM page (one byte each).
+FLAG_CODE: Final = 1  # has decoded slots: stores must invalidate them
+FLAG_CLEAN: Final = 2  # dirty logging: not written since the log was last taken
+
+SLICE: Final = 1 << 15  # instructions between two looks at clock, timer and requests
+NEVER: Final = (1 << 64) - 1
+NO_RESERVATION: Final = (1 << 64) - 1
+
+# Status of a runtime function.
+OK: Final = 0
+TRAPPED: Final = 1  # an exception: s.trap_cause, s.trap_value
+LEAVE_BEFORE: Final = 2  # leave native code, the instruction has not retired
+LEAVE_AFTER: Final = 3  # leave native code, the instruction retires
+REDIRECT: Final = 4  # the instruction retires and execution goes on at s.pc
+REFRESH: Final = 5  # it retires; translation or interrupts may have changed for the next instruction
+
+# Exit reasons; the values of serai.machine.core.ExitReason.
+EXIT_BUDGET: Final = 1
+EXIT_WAIT: Final = 2
+EXIT_MMIO_LOAD: Final = 3
+EXIT_MMIO_STORE: Final = 4
+EXIT_ENVIRONMENT_CALL: Final = 5
+EXIT_REQUESTED: Final = 6
+EXIT_FAULT: Final = 7
+
+_SCALARS = """
+pc privilege
+fflags frm
+mstatus mie mip medeleg mideleg mtvec mepc mcause mtval mscratch mcounteren menvcfg mcountinhibit
+stvec sepc scause stval sscratch scounteren senvcfg satp stimecmp
+lines
+firmware_emulated hart_id
+minstret_offset mcycle_offset
+steps step_limit run_limit traps slice_budget last_clock_steps decode_handler cross_handler straddle_handler
+quiet
+reservation reservation_value
+request
+virtual_clock time_offset clock_gettime last_time
+ram_base ram_size ram_host ram_delta
+page_flags code_map code_pool code_pool_next code_pool_end
+flat_low flat_high tlb_used exec_used
+trap_cause trap_value
+exit_reason exit_address exit_width exit_value
+mmio_ready mmio_value
+result ip delta tlb exec_set recheck
+fault_pc fault_steps
+""".split()
+
+
+def _layout() -> tuple[dict[str, Place], int]:
+    fields: dict[str, Place] = {}
+    offset = 0
+
+    def add(name: str, count: int) -> None:
+        nonlocal offset
+        fields[name] = Place(offset, count)
+        offset += 8 * count
+
+    add("x", 34)  # x[32] swallows writes to x0, so that no handler tests for it
+    add("f", 32)
+    for name in _SCALARS:
+        add(name, 1)
+    add("timespec", 2)
+    offset = (offset + 63) & ~63
+    add("straddle", 2 * 8)  # slots of an instruction that crosses a page, and the sentinel behind it
+    offset = (offset + 4095) & ~4095
+    add("data_tlb", DATA_MODES * TLB_SET // 8)
+    add("exec_tlb", 4 * EXEC_SET // 8)
+    return fields, (offset + 4095) & ~4095
+
+
+FIELDS, STATE_SIZE = _layout()

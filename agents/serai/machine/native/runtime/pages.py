@@ -1,0 +1,214 @@
+"""Flags of RAM pages, TLB invalidation and the life of decoded pages. Native code (restricted language).
+
+A page of RAM that holds decoded slots carries FLAG_CODE and never has a write tag in the data TLB, so every
+store to it comes to ``page_written``, which resets its slots. Decoded code is therefore always current and
+FENCE.I has nothing left to do. The dirty log works the same way with FLAG_CLEAN, and costs nothing when off.
+"""
+
+from typing import Any
+
+from serai.machine.native.intrinsics import host_load, host_store
+from serai.machine.native.language import native
+from serai.machine.native.layout import (
+    DATA_MODES,
+    EXEC_MASK,
+    EXEC_SET,
+    EXEC_SIZE,
+    FLAG_CLEAN,
+    FLAG_CODE,
+    NEVER,
+    PAGE,
+    PAGE_BITS,
+    PAGE_SLOTS,
+    SLOT,
+    TLB_MASK,
+    TLB_SET,
+    TLB_SIZE,
+    TLB_WRITE,
+)
+
+PAGE_OFFSET = PAGE - 1
+
+
+@native
+def reset_slots(s: Any, base: int) -> int:
+    """Make every slot of a decoded page decode anew."""
+    slot = base
+    end = base + PAGE_SLOTS * SLOT
+    while slot < end:
+        host_store(slot, s.decode_handler, 8)
+        slot += SLOT
+    return 0
+
+
+@native
+def page_written(s: Any, physical: int) -> int:
+    """Note that a page of RAM is about to be written: dirty log, decoded code."""
+    index = physical - s.ram_base >> PAGE_BITS
+    flags = host_load(s.page_flags + index, 1)
+    if flags:
+        host_store(s.page_flags + index, 0, 1)
+        if flags & FLAG_CODE:
+            reset_slots(s, host_load(s.code_map + (index << 3), 8))
+    return 0
+
+
+@native
+def drop_tags(start: int, count: int) -> int:
+    """Invalidate ``count`` TLB entries from ``start``."""
+    entry = start
+    end = start + (count << 4)
+    while entry < end:
+        host_store(entry, NEVER, 8)
+        entry += 16
+    return 0
+
+
+@native
+def flush_data(s: Any) -> int:
+    """Empty the data TLB."""
+    mode = 0
+    while mode < DATA_MODES:
+        if s.tlb_used >> mode & 1:
+            drop_tags(s.data_tlb + mode * TLB_SET, 2 * TLB_SIZE)
+        mode += 1
+    s.tlb_used = 0
+    return 0
+
+
+@native
+def flush_writes(s: Any) -> int:
+    """Empty the write half of the data TLB, so that the next store to each page takes the slow path."""
+    mode = 0
+    while mode < DATA_MODES:
+        if s.tlb_used >> mode & 1:
+            drop_tags(s.data_tlb + mode * TLB_SET + TLB_WRITE, TLB_SIZE)
+        mode += 1
+    return 0
+
+
+@native
+def flush_exec(s: Any) -> int:
+    """Empty the exec TLB."""
+    privilege = 0
+    while privilege < 4:
+        if s.exec_used >> privilege & 1:
+            drop_tags(s.exec_tlb + privilege * EXEC_SET, EXEC_SIZE)
+        privilege += 1
+    s.exec_used = 0
+    return 0
+
+
+@native
+def flush_all(s: Any) -> int:
+    """Empty data and exec TLB."""
+    flush_data(s)
+    flush_exec(s)
+    s.flat_low = NEVER
+    s.flat_high = 0
+    return 0
+
+
+@native
+def flush_exec_page(s: Any, address: int) -> int:
+    """Forget where one page's slots are, in every privilege."""
+    privilege = 0
+    while privilege < 4:
+        host_store(
+            s.exec_tlb + privilege * EXEC_SET + ((address >> PAGE_BITS & EXEC_MASK) << 4), NEVER, 8
+        )
+        privilege += 1
+    return 0
+
+
+@native
+def flush_page(s: Any, address: int) -> int:
+    """Forget one page in every mode; everything if a large page may cover it."""
+    if s.flat_low <= address and address <= s.flat_high:
+        return flush_all(s)
+    mode = 0
+    index = (address >> PAGE_BITS & TLB_MASK) << 4
+    while mode < DATA_MODES:
+        host_store(s.data_tlb + mode * TLB_SET + index, NEVER, 8)
+        host_store(s.data_tlb + mode * TLB_SET + TLB_WRITE + index, NEVER, 8)
+        mode += 1
+    return flush_exec_page(s, address)
+
+
+@native
+def drop_writes_to(s: Any, host_page: int) -> int:
+    """Drop the write tags of one host page."""
+    mode = 0
+    while mode < DATA_MODES:
+        if s.tlb_used >> mode & 1:
+            entry = s.data_tlb + mode * TLB_SET + TLB_WRITE
+            end = entry + (TLB_SIZE << 4)
+            while entry < end:
+                if host_load(entry, 8) + host_load(entry + 8, 8) == host_page:
+                    host_store(entry, NEVER, 8)
+                entry += 16
+        mode += 1
+    return 0
+
+
+@native
+def mark_code(s: Any, index: int) -> int:
+    """Protect a page of RAM that is about to have decoded slots."""
+    flags = host_load(s.page_flags + index, 1)
+    if not flags & FLAG_CODE:
+        host_store(s.page_flags + index, flags | FLAG_CODE, 1)
+        drop_writes_to(s, s.ram_host + (index << PAGE_BITS))
+    return 0
+
+
+@native
+def forget_code(s: Any) -> int:
+    """Drop every decoded page; only while no slot is being executed."""
+    index = 0
+    count = s.ram_size >> PAGE_BITS
+    while index < count:
+        if host_load(s.code_map + (index << 3), 8):
+            host_store(s.code_map + (index << 3), 0, 8)
+            flags = host_load(s.page_flags + index, 1)
+            host_store(s.page_flags + index, flags & FLAG_CLEAN, 1)
+        index += 1
+    s.code_pool_next = s.code_pool
+    s.exec_used = 15
+    return flush_exec(s)
+
+
+@native
+def collect_dirty(s: Any, bitmap: int) -> int:
+    """Write the dirty bitmap (bit n % 8 of byte n // 8 is page n) and arm the log again."""
+    index = 0
+    count = s.ram_size >> PAGE_BITS
+    while index < count:
+        flags = host_load(s.page_flags + index, 1)
+        if not flags & FLAG_CLEAN:
+            byte = host_load(bitmap + (index >> 3), 1)
+            host_store(bitmap + (index >> 3), byte | 1 << (index & 7), 1)
+            host_store(s.page_flags + index, flags | FLAG_CLEAN, 1)
+        index += 1
+    return flush_writes(s)
+
+
+@native
+def stop_dirty(s: Any) -> int:
+    """Disarm the dirty log."""
+    index = 0
+    count = s.ram_size >> PAGE_BITS
+    while index < count:
+        flags = host_load(s.page_flags + index, 1)
+        host_store(s.page_flags + index, flags & FLAG_CODE, 1)
+        index += 1
+    return 0
+
+
+@native
+def written_by_device(s: Any, physical: int, length: int) -> int:
+    """A device wrote RAM."""
+    page = physical & ~PAGE_OFFSET
+    while page < physical + length:
+        page_written(s, page)
+        page += PAGE
+    return 0
