@@ -376,7 +376,9 @@ class Core:
         """
         fields = _parse_state(data)
         if fields["clock"] != self.clock.value:
-            raise StateError(f"the saved core runs on the {fields['clock']} clock, this one on {self.clock.value}")
+            raise StateError(
+                f"the saved core runs on the {fields['clock']} clock, this one on {self.clock.value}"
+            )
         for name in SAVED:
             self._set(name, fields[name])
         for number in range(32):

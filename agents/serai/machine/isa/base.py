@@ -386,6 +386,3 @@ def remuw(rs1: int, rs2: int) -> int:
     if zext32(rs2) == 0:
         return sext32(rs1)
     return sext32(zext32(rs1) % zext32(rs2))
-
-
-

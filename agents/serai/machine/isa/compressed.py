@@ -1,7 +1,7 @@
 """C: Unprivileged ISA chapter 28 (RV64, with D). Each 16-bit encoding expands to an instruction."""
 
-from serai.machine.isa import atomic, base, system  # noqa: F401 - they fill the table first
-from serai.machine.isa.table import INSTRUCTIONS, compressed
+from serai.machine.isa import atomic, base, float_, system  # noqa: F401 - they fill the table first
+from serai.machine.isa.table import compressed
 
 RD_FIELD = 0xF80
 RS2_FIELD = 0x07C
@@ -38,8 +38,8 @@ compressed("c.jalr", "100 1 ..... 00000 10", "CR-call", "jalr", nonzero=RD_FIELD
 compressed("c.add", "100 1 ..... ..... 10", "CR", "add", nonzero=RS2_FIELD, clause="28.5.2")
 compressed("c.swsp", "110 ...... ..... 10", "CSS-word", "sw", clause="28.3.1")
 compressed("c.sdsp", "111 ...... ..... 10", "CSS-double", "sd", clause="28.3.1")
-if "fld" in INSTRUCTIONS:
-    compressed("c.fld", "001 ... ... .. ... 00", "CL-double", "fld", clause="28.3.2")
-    compressed("c.fsd", "101 ... ... .. ... 00", "CS-double", "fsd", clause="28.3.2")
-    compressed("c.fldsp", "001 . ..... ..... 10", "CI-ldsp", "fld", clause="28.3.1")
-    compressed("c.fsdsp", "101 ...... ..... 10", "CSS-double", "fsd", clause="28.3.1")
+
+compressed("c.fld", "001 ... ... .. ... 00", "CL-double", "fld", clause="28.3.2")
+compressed("c.fsd", "101 ... ... .. ... 00", "CS-double", "fsd", clause="28.3.2")
+compressed("c.fldsp", "001 . ..... ..... 10", "CI-ldsp", "fld", clause="28.3.1")
+compressed("c.fsdsp", "101 ...... ..... 10", "CSS-double", "fsd", clause="28.3.1")

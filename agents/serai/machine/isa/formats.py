@@ -99,7 +99,9 @@ FORMATS: Final[dict[str, Format]] = {
     "CI": Format(RD, RD, immediate=CI_IMMEDIATE),
     "CI-li": Format(RD, ZERO, immediate=CI_IMMEDIATE),
     "CI-lui": Format(RD, immediate=Immediate(((12, 12, 17), (6, 2, 12)), 18)),
-    "CI-sp": Format(SP, SP, immediate=Immediate(((12, 12, 9), (6, 6, 4), (5, 5, 6), (4, 3, 7), (2, 2, 5)), 10)),
+    "CI-sp": Format(
+        SP, SP, immediate=Immediate(((12, 12, 9), (6, 6, 4), (5, 5, 6), (4, 3, 7), (2, 2, 5)), 10)
+    ),
     "CI-shift": Format(RD, RD, immediate=C_SHIFT),
     "CI-lwsp": Format(RD, SP, immediate=Immediate(((12, 12, 5), (6, 4, 2), (3, 2, 6)))),
     "CI-ldsp": Format(RD, SP, immediate=Immediate(((12, 12, 5), (6, 5, 3), (4, 2, 6)))),

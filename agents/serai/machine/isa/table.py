@@ -102,9 +102,7 @@ def instruction(
     return register
 
 
-def compressed(
-    name: str, pattern: str, format_: str, target: str, *, nonzero: int = 0, clause: str
-) -> None:
+def compressed(name: str, pattern: str, format_: str, target: str, *, nonzero: int = 0, clause: str) -> None:
     """Enter a 16-bit encoding in the table."""
     mask, match = parse_bits(pattern, 16)
     if target not in INSTRUCTIONS or format_ not in FORMATS:

@@ -42,9 +42,7 @@ class Encoding:
 
 def encodings() -> list[Encoding]:
     """Every encoding, the most specific of overlapping patterns first."""
-    found = [
-        Encoding(i.name, i.mask, i.match, i.format, 0, 4, i) for i in INSTRUCTIONS.values()
-    ] + [
+    found = [Encoding(i.name, i.mask, i.match, i.format, 0, 4, i) for i in INSTRUCTIONS.values()] + [
         Encoding(c.name, c.mask, c.match, c.format, c.nonzero, 2, INSTRUCTIONS[c.target])
         for c in COMPRESSED.values()
     ]
@@ -128,7 +126,9 @@ class _Writer:
                 some = self.assign(f"and i64 %word, {encoding.nonzero}")
                 other = self.assign(f"icmp ne i64 {some}, 0")
                 fits = self.assign(f"and i1 {fits}, {other}")
-            self.lines.append(f"  br i1 {fits}, label %{label}.{position}.fill, label %{label}.{position + 1}")
+            self.lines.append(
+                f"  br i1 {fits}, label %{label}.{position}.fill, label %{label}.{position + 1}"
+            )
             self.lines.append(f"{label}.{position}.fill:")
             self.fill(encoding)
         self.lines.append(f"{label}.{len(candidates)}:\n  br label %illegal")

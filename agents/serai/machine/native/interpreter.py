@@ -95,7 +95,13 @@ class HandlerCompiler(FunctionCompiler):
         return self.assign("i64", f"add i64 {shifted.text}, %delta")
 
     def tail(
-        self, callee: str, *, ip: str = "%ip", budget: str = "%budget", delta: str = "%delta", tlb: str = "%tlb"
+        self,
+        callee: str,
+        *,
+        ip: str = "%ip",
+        budget: str = "%budget",
+        delta: str = "%delta",
+        tlb: str = "%tlb",
     ) -> None:
         """Leave the handler for another function of the same signature."""
         arguments = ARGUMENTS.format(ip=ip, budget=budget, delta=delta, tlb=tlb)
@@ -180,7 +186,8 @@ class HandlerCompiler(FunctionCompiler):
         host = self.probe(address, size, writes=writes)
         if name == "load":
             return self.as_type(
-                self.assign(f"i{8 * size}", f"load atomic i{8 * size}, ptr {host} unordered, align {size}"), "i64"
+                self.assign(f"i{8 * size}", f"load atomic i{8 * size}, ptr {host} unordered, align {size}"),
+                "i64",
             )
         if name == "store":
             value = self.as_type(self.i64(node.args[1]), f"i{8 * size}")

@@ -104,7 +104,8 @@ def _atomic_update(operation: str) -> Emitter:
         pointer = _address(c, n.args[0])
         value = c.as_type(c.i64(n.args[1]), f"i{bits}")
         old = c.assign(
-            f"i{bits}", f"atomicrmw {operation} ptr {pointer}, i{bits} {value.text} seq_cst, align {bits // 8}"
+            f"i{bits}",
+            f"atomicrmw {operation} ptr {pointer}, i{bits} {value.text} seq_cst, align {bits // 8}",
         )
         return c.as_type(old, "i64")
 

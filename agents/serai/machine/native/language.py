@@ -432,7 +432,12 @@ def signed64(value: int) -> int:
 
 
 def compile_function(
-    function: Callable[..., Any], *, name: str, constants: dict[str, int], exported: bool = False, cold: bool = False
+    function: Callable[..., Any],
+    *,
+    name: str,
+    constants: dict[str, int],
+    exported: bool = False,
+    cold: bool = False,
 ) -> tuple[str, set[str]]:
     """Translate ``function`` to IR text; also return the names of the functions it calls."""
     compiler = FunctionCompiler(function, constants)

@@ -55,7 +55,9 @@ def _sections(data: bytes) -> list[_Section]:
     return found
 
 
-def _symbols(data: bytes, sections: list[_Section], base: dict[int, int]) -> list[tuple[str, int | None, int]]:
+def _symbols(
+    data: bytes, sections: list[_Section], base: dict[int, int]
+) -> list[tuple[str, int | None, int]]:
     """Return (name, address or None if undefined, binding) of each symbol."""
     table = next(section for section in sections if section.kind == SHT_SYMTAB)
     names = sections[table.link].offset

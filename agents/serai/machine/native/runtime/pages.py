@@ -114,9 +114,7 @@ def flush_exec_page(s: Any, address: int) -> int:
     """Forget where one page's slots are, in every privilege."""
     privilege = 0
     while privilege < 4:
-        host_store(
-            s.exec_tlb + privilege * EXEC_SET + ((address >> PAGE_BITS & EXEC_MASK) << 4), NEVER, 8
-        )
+        host_store(s.exec_tlb + privilege * EXEC_SET + ((address >> PAGE_BITS & EXEC_MASK) << 4), NEVER, 8)
         privilege += 1
     return 0
 
