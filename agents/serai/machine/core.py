@@ -7,17 +7,17 @@ memory, reads and writes architectural state, and reports why it stopped.
 from __future__ import annotations
 
 import ctypes
-import enum
 import json
 import mmap
 import struct
 import threading
 import zlib
-from typing import Final
+from typing import Any, Final
 
+from serai.machine.errors import CodeError, SnapshotError
+from serai.machine.hart import ClockSource, ExitReason
 from serai.machine.native import layout
 from serai.machine.native.build import load_machine
-from serai.machine.native.errors import CodeError, StateError
 from serai.machine.native.layout import FIELDS, PAGE, STATE_SIZE
 
 __all__ = ["ClockSource", "Core", "ExitReason"]
@@ -27,25 +27,6 @@ NANOSECONDS_PER_TICK: Final = 100
 CODE_POOL_PAGES: Final = 4096
 PRIVILEGE_S, PRIVILEGE_M = 1, 3
 SSIP: Final = 1 << 1
-
-
-class ExitReason(enum.IntEnum):
-    """Why ``Core.run`` came back."""
-
-    BUDGET = layout.EXIT_BUDGET  # the budget is used up
-    WAIT = layout.EXIT_WAIT  # WFI, and no enabled interrupt is pending
-    MMIO_LOAD = layout.EXIT_MMIO_LOAD  # answer with complete_load()
-    MMIO_STORE = layout.EXIT_MMIO_STORE  # has retired
-    ENVIRONMENT_CALL = layout.EXIT_ENVIRONMENT_CALL  # ECALL from S-mode, has retired
-    REQUESTED = layout.EXIT_REQUESTED  # request_exit()
-    FAULT = layout.EXIT_FAULT  # no progress is possible; see Core.fault
-
-
-class ClockSource(enum.Enum):
-    """What the guest's time follows."""
-
-    REAL = "real"  # CLOCK_MONOTONIC
-    VIRTUAL = "virtual"  # retired steps: 10 per tick of 100 ns; reproducible
 
 
 # Architectural state in a saved core. The order is not part of the format, the names are.
@@ -372,12 +353,12 @@ class Core:
     def restore(self, data: bytes) -> None:
         """Take over a saved state; time goes on from the saved value.
 
-        Raises StateError if the data is damaged or of another version; the core is then unchanged.
+        Raises SnapshotError if the data is damaged or of another version; the core is then unchanged.
         """
         fields = _parse_state(data)
         if fields["clock"] != self.clock.value:
-            raise StateError(
-                f"the saved core runs on the {fields['clock']} clock, this one on {self.clock.value}"
+            raise SnapshotError(
+                "core", f"the saved core runs on the {fields['clock']} clock, this one on {self.clock.value}"
             )
         for name in SAVED:
             self._set(name, fields[name])
@@ -396,13 +377,16 @@ class Core:
         self._flags[:] = bytes(log)
 
 
-def _parse_state(data: bytes) -> dict:
+def _parse_state(data: bytes) -> dict[str, Any]:
     if data[:8] != STATE_MAGIC or len(data) < 20:
-        raise StateError("this is not the saved state of a core")
+        raise SnapshotError("core", "this is not the saved state of a core")
     version, length, checksum = struct.unpack_from("<III", data, 8)
     if version != STATE_VERSION:
-        raise StateError(f"the saved state has version {version}, this program reads version {STATE_VERSION}")
+        raise SnapshotError(
+            "core", f"the saved state has version {version}, this program reads version {STATE_VERSION}"
+        )
     body = data[20:]
     if len(body) != length or zlib.crc32(body) != checksum:
-        raise StateError("the saved state is damaged: length or checksum does not match")
-    return json.loads(body)
+        raise SnapshotError("core", "the saved state is damaged: length or checksum does not match")
+    fields: dict[str, Any] = json.loads(body)
+    return fields

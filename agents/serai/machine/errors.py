@@ -8,6 +8,7 @@
     ├── GuestAccessError       a device was told to touch memory that is not RAM
     ├── VirtqueueError         the driver broke the rules of a virtqueue
     ├── SnapshotError          a snapshot that is damaged or of an unknown version
+    ├── CodeError              native code that cannot be generated, compiled or loaded
     └── ProtocolError          a control message that is malformed
 """
 
@@ -44,3 +45,7 @@ class SnapshotError(MachineError):
 
 class ProtocolError(MachineError):
     """A control message that is malformed, too long or out of order."""
+
+
+class CodeError(MachineError):
+    """The machine's native code cannot be generated, compiled or loaded on this host."""

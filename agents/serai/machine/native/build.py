@@ -16,7 +16,7 @@ import platform
 import tempfile
 from pathlib import Path
 
-from serai.machine.native.errors import CodeError
+from serai.machine.errors import CodeError
 from serai.machine.native.loader import LoadedObject, load_object
 
 __all__ = ["cache_directory", "compile_machine", "load_machine", "machine_ir"]

@@ -54,14 +54,14 @@ LEAVE_AFTER: Final = 3  # leave native code, the instruction retires
 REDIRECT: Final = 4  # the instruction retires and execution goes on at s.pc
 REFRESH: Final = 5  # it retires; translation or interrupts may have changed for the next instruction
 
-# Exit reasons; the values of serai.machine.core.ExitReason.
-EXIT_BUDGET: Final = 1
-EXIT_WAIT: Final = 2
-EXIT_MMIO_LOAD: Final = 3
-EXIT_MMIO_STORE: Final = 4
-EXIT_ENVIRONMENT_CALL: Final = 5
-EXIT_REQUESTED: Final = 6
-EXIT_FAULT: Final = 7
+# Exit reasons: the values of serai.machine.hart.ExitReason (a test compares them).
+EXIT_BUDGET: Final = 0
+EXIT_WAIT: Final = 1
+EXIT_MMIO_LOAD: Final = 2
+EXIT_MMIO_STORE: Final = 3
+EXIT_ENVIRONMENT_CALL: Final = 4
+EXIT_REQUESTED: Final = 5
+EXIT_FAULT: Final = 6
 
 _SCALARS = """
 pc privilege

@@ -11,7 +11,7 @@ import mmap
 import struct
 from dataclasses import dataclass
 
-from serai.machine.native.errors import CodeError
+from serai.machine.errors import CodeError
 
 __all__ = ["LoadedObject", "load_object"]
 
@@ -43,7 +43,7 @@ class _Section:
 
 def _sections(data: bytes) -> list[_Section]:
     if data[:6] != b"\x7fELF\x02\x01" or struct.unpack_from("<H", data, 18)[0] != EM_X86_64:
-        raise CodeError("the cached object is not an x86-64 ELF file", hint="delete the cache directory")
+        raise CodeError("the cached object is not an x86-64 ELF file; delete the cache directory")
     start = struct.unpack_from("<Q", data, 40)[0]
     size, count = struct.unpack_from("<HH", data, 58)
     found = []
@@ -126,6 +126,6 @@ def _make_executable(start: int, size: int) -> None:
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     if libc.mprotect(start, size, mmap.PROT_READ | mmap.PROT_EXEC):
         raise CodeError(
-            f"mprotect of {size} bytes of code failed with errno {ctypes.get_errno()}",
-            hint="the system forbids executable memory to this process; check SELinux or seccomp rules",
+            f"mprotect of {size} bytes of code failed with errno {ctypes.get_errno()}: "
+            "the system forbids executable memory to this process; check SELinux or seccomp rules",
         )
