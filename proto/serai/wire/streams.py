@@ -45,6 +45,7 @@ def tune_socket(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
 
 
 class RecordStream:
@@ -226,7 +227,7 @@ class CallbackStream:
         total = self._sealer.seal_into(kind, self.payload[:length], self._out, flags=flags, argument=argument)
         self._pending = self._out[:total]
         self._write()
-        if self._pending:
+        if self._open and self._pending:
             self._loop.add_writer(self._socket, self._writable)
 
     def finish(self) -> None:
