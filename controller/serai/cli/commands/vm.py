@@ -1,0 +1,181 @@
+"""``serai vm``: the guests of all VNets, by ``VNET/NODE``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from serai.cli.app import CLUSTER, Cluster, Output, asynchronous, group
+from serai.cli.context import Context
+from serai.cli.operations import follow, progress_display
+from serai.cli.output import Column, Format, age, as_data, binary_size, done, print_table, show, show_data, stdout
+from serai.cli.paging import collect
+from serai.cli.terminal import attach
+from serai.errors import InvalidInputError, NotFoundError
+from serai.v1.guest_pb2 import Guest
+from serai.v1.operation_pb2 import MigrationReport
+from serai.v1.operator_pb2 import (
+    ListVnetsRequest,
+    MigrateVnetNodeRequest,
+    StopVnetNodeRequest,
+    Vnet,
+    VnetNode,
+    VnetNodeRequest,
+)
+from serai.v1.operator_pb2_grpc import OperatorServiceStub
+from serai.wire.rpc import Channel
+
+app = group("Guests, named VNET/NODE (NODE alone where it is unique).")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="VNET/NODE, or NODE where it is unique.")]
+
+
+def short_name(node: VnetNode) -> str:
+    """``vnets/demo/nodes/web`` as people type it: ``demo/web``."""
+    _, vnet, _, name = node.name.split("/")
+    return f"{vnet}/{name}"
+
+
+def guest_state(node: VnetNode) -> str:
+    """The state for people: a running guest that has not finished start-up is BOOTING."""
+    booting = node.state == Guest.RUNNING and not node.ready
+    return "BOOTING" if booting else Guest.State.Name(node.state)
+
+
+_COLUMNS = (
+    Column[VnetNode]("NAME", short_name),
+    Column[VnetNode]("STATE", guest_state),
+    Column[VnetNode]("PLACEMENT", lambda node: node.placement or "undisclosed"),
+    Column[VnetNode]("IMAGE", lambda node: node.image),
+    Column[VnetNode]("VCPUS", lambda node: node.vcpus, right=True),
+    Column[VnetNode]("MEMORY", lambda node: binary_size(node.memory_bytes).replace(" ", ""), right=True),
+    Column[VnetNode]("ADDRESSES", lambda node: ",".join(node.addresses[name] for name in sorted(node.addresses))),
+    Column[VnetNode]("AGE", lambda node: age(node.start_time), right=True),
+)
+
+
+@app.command("list")
+@asynchronous
+async def list_vms(output: Output = Format.TABLE, cluster: Cluster = CLUSTER) -> None:
+    """List the guests of all VNets."""
+    async with Context.named(cluster).operator() as channel:
+        show(await all_nodes(channel), _COLUMNS, output)
+
+
+@app.command("show")
+@asynchronous
+async def show_vm(name: Name, output: Output = Format.YAML, cluster: Cluster = CLUSTER) -> None:
+    """Show all about one guest: state, place, addresses, counters."""
+    async with Context.named(cluster).operator() as channel:
+        stub = OperatorServiceStub(channel)
+        node = await find(channel, name)
+        statistics = await stub.GetVnetNodeStatistics(VnetNodeRequest(name=node.name))
+    if output is Format.TABLE:
+        print_table([node], _COLUMNS)
+    else:
+        show_data({**as_data(node), "statistics": as_data(statistics)}, output)
+
+
+@app.command("console")
+@asynchronous
+async def console(name: Name, cluster: Cluster = CLUSTER) -> None:
+    """Attach to a guest's serial console; Ctrl-] detaches. Works while the VNet's own network is down."""
+    async with Context.named(cluster).operator() as channel:
+        node = await find(channel, name)
+        await attach(channel, node.name, short_name(node))
+
+
+@app.command("migrate")
+@asynchronous
+async def migrate(
+    name: Name,
+    to: Annotated[str, typer.Option("--to", metavar="DESTINATION", help="PROVIDER or PROVIDER/NODE.")] = "",
+    output: Output = Format.TABLE,
+    cluster: Cluster = CLUSTER,
+) -> None:
+    """Move a running guest to another node or provider; without --to the provider chooses."""
+    async with Context.named(cluster).operator() as channel:
+        stub = OperatorServiceStub(channel)
+        node = await find(channel, name)
+        started = await stub.MigrateVnetNode(MigrateVnetNodeRequest(name=node.name, destination=to))
+        with progress_display() as listener:
+            operation = await follow(channel, started, listener)
+    if output is Format.TABLE:
+        stdout.print(describe_migration(short_name(node), operation.migration))
+    else:
+        show_data(as_data(operation.migration), output)
+
+
+def describe_migration(name: str, report: MigrationReport) -> str:
+    """One sentence on a finished migration."""
+    return (
+        f"vm/{name} migrated from {report.source_node} to {report.destination_node} in {report.total_ms:.0f} ms: "
+        f"{report.rounds} rounds, {report.bytes_sent / 1e6:.1f} MB, down {report.downtime_ms:.1f} ms"
+    )
+
+
+@app.command("start")
+@asynchronous
+async def start(name: Name, cluster: Cluster = CLUSTER) -> None:
+    """Start a stopped guest."""
+    async with Context.named(cluster).operator() as channel:
+        node = await find(channel, name)
+        await OperatorServiceStub(channel).StartVnetNode(VnetNodeRequest(name=node.name))
+        done(f"vm/{short_name(node)}", "started")
+
+
+@app.command("stop")
+@asynchronous
+async def stop(
+    name: Name,
+    grace: Annotated[float, typer.Option(min=0.0, help="Seconds to power off by itself before it is ended.")] = 10.0,
+    cluster: Cluster = CLUSTER,
+) -> None:
+    """Power a guest off; it stays in its VNet and can be started again."""
+    async with Context.named(cluster).operator() as channel:
+        node = await find(channel, name)
+        request = StopVnetNodeRequest(name=node.name, grace_seconds=grace)
+        await OperatorServiceStub(channel).StopVnetNode(request, timeout=grace + 30.0)
+        done(f"vm/{short_name(node)}", "stopped")
+
+
+@app.command("delete")
+@asynchronous
+async def delete(name: Name, cluster: Cluster = CLUSTER) -> None:
+    """Remove a guest and its links from its VNet."""
+    async with Context.named(cluster).operator() as channel:
+        node = await find(channel, name)
+        started = await OperatorServiceStub(channel).DeleteVnetNode(VnetNodeRequest(name=node.name))
+        with progress_display() as listener:
+            await follow(channel, started, listener)
+        done(f"vm/{short_name(node)}", "deleted")
+
+
+async def all_vnets(channel: Channel) -> list[Vnet]:
+    """Every VNet of the operator."""
+    stub = OperatorServiceStub(channel)
+    return await collect(lambda token: stub.ListVnets(ListVnetsRequest(page_token=token)), lambda page: page.vnets)
+
+
+async def all_nodes(channel: Channel) -> list[VnetNode]:
+    """The nodes of every VNet."""
+    return [node for vnet in await all_vnets(channel) for node in vnet.nodes]
+
+
+async def find(channel: Channel, name: str) -> VnetNode:
+    """The node that a person means by `name`.
+
+    Raises NotFoundError with what there is, InvalidInputError when the name fits several.
+    """
+    nodes = await all_nodes(channel)
+    wanted = name.removeprefix("vm/").removeprefix("vnets/").replace("/nodes/", "/")
+    matches = [node for node in nodes if wanted in (short_name(node), short_name(node).partition("/")[2])]
+    names = ", ".join(sorted(short_name(node) for node in nodes)) or "none"
+    if not matches:
+        raise NotFoundError(f"there is no guest {name!r}", hint=f"there are: {names}", guest=name)
+    if len(matches) > 1:
+        raise InvalidInputError(
+            f"{name!r} is in several VNets", hint="say one of " + ", ".join(short_name(node) for node in matches)
+        )
+    return matches[0]

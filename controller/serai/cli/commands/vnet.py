@@ -1,0 +1,119 @@
+"""``serai vnet``: virtual networks from their XML description."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serai.cli.app import CLUSTER, Cluster, Output, asynchronous, group
+from serai.cli.commands.vm import all_vnets
+from serai.cli.context import Context
+from serai.cli.operations import follow, progress_display
+from serai.cli.output import Column, Format, age, as_data, done, show, show_data, stdout
+from serai.errors import InvalidInputError, NotFoundError
+from serai.v1.operator_pb2 import CreateVnetRequest, DeleteVnetRequest, GetVnetRequest, Vnet
+from serai.v1.operator_pb2_grpc import OperatorServiceStub
+from serai.vnet.description import parse
+from serai.vnet.diagnostics import describe_all
+
+app = group("Virtual networks.")
+
+File = Annotated[Path, typer.Option("--file", "-f", help="The description; - reads standard input.")]
+Name = Annotated[str, typer.Argument(metavar="NAME")]
+
+_COLUMNS = (
+    Column[Vnet]("NAME", lambda vnet: vnet.name.removeprefix("vnets/")),
+    Column[Vnet]("STATE", lambda vnet: Vnet.State.Name(vnet.state)),
+    Column[Vnet]("NODES", lambda vnet: len(vnet.nodes), right=True),
+    Column[Vnet]("READY", lambda vnet: sum(node.ready for node in vnet.nodes), right=True),
+    Column[Vnet]("LINKS", lambda vnet: len(vnet.links), right=True),
+    Column[Vnet]("PROVIDERS", lambda vnet: vnet.provider_count, right=True),
+    Column[Vnet]("AGE", lambda vnet: age(vnet.create_time), right=True),
+)
+
+
+@app.command("validate")
+def validate(file: File) -> None:
+    """Check a description; all errors at once, each with line and path. Needs no cluster."""
+    result = parse(read_document(file))
+    text = describe_all(result.diagnostics, str(file))
+    if result.description is None:
+        raise InvalidInputError(text, hint="docs/vnet-description.md describes the language")
+    if text:
+        stdout.print(text)
+    description = result.description
+    stdout.print(f"{file}: vnet {description.name}: {len(description.nodes)} nodes, {len(description.links)} links")
+
+
+@app.command("request")
+@asynchronous
+async def request(
+    file: File,
+    name: Annotated[str, typer.Option("--name", help="Another name than the description's.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Find room and reserve nothing.")] = False,
+    cluster: Cluster = CLUSTER,
+) -> None:
+    """Request a VNet and follow its provisioning until every node runs."""
+    document = read_document(file)
+    async with Context.named(cluster).operator() as channel:
+        create = CreateVnetRequest(vnet_id=name, document=document, validate_only=dry_run)
+        started = await OperatorServiceStub(channel).CreateVnet(create)
+        with progress_display() as listener:
+            operation = await follow(channel, started, listener)
+    done(operation.target.replace("vnets/", "vnet/"), "would fit (dry run)" if dry_run else "running")
+
+
+@app.command("list")
+@asynchronous
+async def list_vnets(output: Output = Format.TABLE, cluster: Cluster = CLUSTER) -> None:
+    """List the VNets."""
+    async with Context.named(cluster).operator() as channel:
+        show(await all_vnets(channel), _COLUMNS, output)
+
+
+@app.command("show")
+@asynchronous
+async def show_vnet(name: Name, output: Output = Format.YAML, cluster: Cluster = CLUSTER) -> None:
+    """Show one VNet: nodes, links, state."""
+    async with Context.named(cluster).operator() as channel:
+        vnet = await OperatorServiceStub(channel).GetVnet(GetVnetRequest(name=_resource(name)))
+    if output is Format.TABLE:
+        show([vnet], _COLUMNS, output)
+    else:
+        vnet.ClearField("document")
+        show_data(as_data(vnet), output)
+
+
+@app.command("delete")
+@asynchronous
+async def delete(
+    name: Name,
+    ignore_missing: Annotated[bool, typer.Option("--ignore-missing", help="No error when it is gone.")] = False,
+    cluster: Cluster = CLUSTER,
+) -> None:
+    """End a VNet: its guests, links and reservations."""
+    async with Context.named(cluster).operator() as channel:
+        stub = OperatorServiceStub(channel)
+        started = await stub.DeleteVnet(DeleteVnetRequest(name=_resource(name), allow_missing=ignore_missing))
+        with progress_display() as listener:
+            await follow(channel, started, listener)
+    done(_resource(name).replace("vnets/", "vnet/"), "deleted")
+
+
+def read_document(file: Path) -> bytes:
+    """The description's bytes. Raises NotFoundError or InvalidInputError naming the file."""
+    if str(file) == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no file {file}", hint="docs/examples/ has descriptions to start from") from None
+    except OSError as error:
+        raise InvalidInputError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _resource(name: str) -> str:
+    return f"vnets/{name.removeprefix('vnets/').removeprefix('vnet/')}"

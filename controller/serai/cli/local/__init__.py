@@ -1,0 +1,1 @@
+"""The local cluster: agents, controller and broker as processes of this machine."""

@@ -1,0 +1,274 @@
+"""Starting and stopping a local cluster.
+
+Order of start: certificates, broker, agents (side by side), controller. Each later part is told the addresses that
+the earlier ones bound, so no port has to be known beforehand. Whatever interrupts the start ends what had started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from serai.cli.context import ClusterState, Context
+from serai.cli.local import processes
+from serai.cli.local.config import ClusterConfig, NodeConfig, ProviderConfig
+from serai.cli.local.processes import Daemon, DaemonSpec
+from serai.errors import AlreadyExistsError, ConflictError, NotFoundError
+from serai.wire.identity import Identity, Role
+from serai.wire.tls import CertificateAuthority
+
+_START_SECONDS = 60.0
+_STOP_SECONDS = 15.0
+OPERATOR, VNET_PROVIDER = "operator", "vnp"
+
+Report = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class LocalCluster:
+    """One cluster on this machine, running or about to."""
+
+    context: Context
+    config: ClusterConfig
+    report: Report
+    _started: list[Daemon] = field(default_factory=list)
+    _events_url: str = ""
+    _agents: dict[str, str] = field(default_factory=dict)
+
+    def up(self) -> ClusterState:
+        """Start everything and return where it listens.
+
+        Raises AlreadyExistsError when it runs, UnavailableError when a part does not start; nothing is then left.
+        """
+        with _locked(self.context):
+            self._refuse_second()
+            shutil.rmtree(self.context.directory / "daemons", ignore_errors=True)
+            try:
+                return self._start_all()
+            except BaseException:
+                self._undo()
+                raise
+
+    def _start_all(self) -> ClusterState:
+        self.report("certificates")
+        self._issue_credentials()
+        self.report("event broker")
+        self._events_url = self._start_broker()
+        self.report(f"{sum(len(provider.nodes) for provider in self.config.providers)} agents")
+        self._start_agents()
+        self.report("controller")
+        addresses = self._start_controller()
+        state = self._state(addresses)
+        self._save(state)
+        return state
+
+    def _refuse_second(self) -> None:
+        with contextlib.suppress(NotFoundError):
+            state = self.context.state()
+            if any(daemon.alive() for daemon in state.daemons):
+                raise AlreadyExistsError(
+                    f"cluster {state.name!r} is already running",
+                    hint=f"use it, or end it first: serai cluster down --cluster {state.name}",
+                )
+
+    def _issue_credentials(self) -> None:
+        root = self.context.credentials_directory
+        shutil.rmtree(root, ignore_errors=True)
+        authority = CertificateAuthority.create(root / "authority", name=self.config.name)
+        parties = {"admin": Identity(Role.ADMIN, "local")}
+        parties["vno"] = Identity(Role.VNO, OPERATOR)
+        parties["vnp"] = Identity(Role.VNP, VNET_PROVIDER)
+        for provider in self.config.providers:
+            parties[f"pip-{provider.name}"] = Identity(Role.PIP, provider.name)
+            for node in provider.nodes:
+                parties[f"agent-{provider.name}-{node.name}"] = Identity(Role.AGENT, f"{provider.name}/{node.name}")
+        for directory, identity in parties.items():
+            authority.issue(identity, root / directory)
+
+    def _start_broker(self) -> str:
+        if self.config.broker == "none":
+            return ""
+        if self.config.broker != "embedded":
+            return self.config.broker
+        spec = self._spec("broker", "serai.wire.broker", ["--listen", f"{self.config.host}:0"])
+        self._start(spec)
+        ready = processes.wait_ready(spec, self._started[-1], timeout=_START_SECONDS)
+        return f"mqtt://{ready['address']}"
+
+    def _start_agents(self) -> None:
+        pending = [
+            (f"{provider.name}/{node.name}", self._agent_spec(provider, node))
+            for provider in self.config.providers
+            for node in provider.nodes
+        ]
+        daemons = [self._start(spec) for _, spec in pending]
+        for (name, spec), daemon in zip(pending, daemons, strict=True):
+            ready = processes.wait_ready(spec, daemon, timeout=_START_SECONDS)
+            self._agents[name] = str(ready["control_address"])
+
+    def _agent_spec(self, provider: ProviderConfig, node: NodeConfig) -> DaemonSpec:
+        name = f"agent-{provider.name}-{node.name}"
+        settings = {
+            "node": f"{provider.name}/{node.name}",
+            "listen": f"{self.config.host}:{node.port}",
+            "data_listen": f"{self.config.host}:{node.data_port}",
+            "vcpus": node.vcpus,
+            "memory": node.memory,
+            "state_dir": str(self._directory(name) / "state"),
+            "credentials": str(self.context.credentials_directory / name),
+            "events_url": self._events_url,
+        }
+        return self._spec(name, "serai.agent.main", self._configure(name, settings))
+
+    def _start_controller(self) -> dict[str, object]:
+        name = "controller"
+        settings = controller_settings(self.config, self._agents, self.context.credentials_directory)
+        settings["state_dir"] = str(self._directory(name) / "state")
+        settings["events_url"] = self._events_url
+        spec = self._spec(name, "serai.controller.main", self._configure(name, settings))
+        return processes.wait_ready(spec, self._start(spec), timeout=_START_SECONDS)
+
+    def _configure(self, name: str, settings: dict[str, object]) -> list[str]:
+        file = self._directory(name) / "config.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(settings, sort_keys=False))
+        return ["--config", str(file)]
+
+    def _spec(self, name: str, module: str, arguments: list[str]) -> DaemonSpec:
+        directory = self._directory(name)
+        ready = directory / "ready.json"
+        return DaemonSpec(
+            name=name,
+            argv=(sys.executable, "-m", module, *arguments, "--ready-file", str(ready)),
+            ready_file=ready,
+            log_file=directory / "log",
+            environment={},
+        )
+
+    def _start(self, spec: DaemonSpec) -> Daemon:
+        daemon = processes.start(spec)
+        self._started.append(daemon)
+        # Kept from the first process on, so that `cluster down` finds them even if we are killed.
+        self._save(self._state({}))
+        return daemon
+
+    def _state(self, controller: dict[str, object]) -> ClusterState:
+        providers = controller.get("providers", {})
+        return ClusterState(
+            name=self.config.name,
+            daemons=tuple(self._started),
+            operator=str(controller.get("operator", "")),
+            vnet_provider=str(controller.get("vnet_provider", "")),
+            providers=dict(providers) if isinstance(providers, dict) else {},
+            agents=self._agents,
+            events_url=self._events_url,
+        )
+
+    def _save(self, state: ClusterState) -> None:
+        temporary = self.context.state_file.with_suffix(".new")
+        temporary.write_text(state.model_dump_json(indent=2))
+        temporary.replace(self.context.state_file)
+
+    def _undo(self) -> None:
+        processes.stop(reversed(self._started), grace=_STOP_SECONDS)
+        self.context.state_file.unlink(missing_ok=True)
+
+    def _directory(self, daemon: str) -> Path:
+        return self.context.directory / "daemons" / daemon
+
+
+def down(context: Context) -> list[str]:
+    """Stop a cluster's processes, the controller first; names of those that had to be killed.
+
+    Raises NotFoundError when no such cluster is known.
+    """
+    with _locked(context):
+        state = context.state()
+        killed = []
+        controllers = [daemon for daemon in state.daemons if daemon.name == "controller"]
+        agents = [daemon for daemon in state.daemons if daemon.name.startswith("agent-")]
+        rest = [daemon for daemon in state.daemons if daemon not in controllers and daemon not in agents]
+        for daemons in (controllers, agents, rest):
+            killed += processes.stop(daemons, grace=_STOP_SECONDS)
+        context.state_file.unlink(missing_ok=True)
+        return killed
+
+
+def remove(context: Context) -> None:
+    """Forget a stopped cluster entirely: state, credentials and logs."""
+    shutil.rmtree(context.directory, ignore_errors=True)
+
+
+def controller_settings(
+    config: ClusterConfig, agents: dict[str, str], credentials: Path
+) -> dict[str, object]:
+    """The controller's settings file for this cluster: all roles in one process."""
+    return {
+        "vno": {
+            "name": OPERATOR,
+            "listen": f"{config.host}:{config.operator_port}",
+            "credentials": str(credentials / "vno"),
+        },
+        "vnp": {
+            "name": VNET_PROVIDER,
+            "listen": f"{config.host}:{config.vnet_provider_port}",
+            "credentials": str(credentials / "vnp"),
+        },
+        "pips": [_provider_settings(config, provider, agents, credentials) for provider in config.providers],
+    }
+
+
+def _provider_settings(
+    config: ClusterConfig, provider: ProviderConfig, agents: dict[str, str], credentials: Path
+) -> dict[str, object]:
+    return {
+        "name": provider.name,
+        "listen": f"{config.host}:{provider.port}",
+        "credentials": str(credentials / f"pip-{provider.name}"),
+        "disclose_placement": provider.disclose_placement,
+        "nodes": [
+            {"name": node.name, "address": agents[f"{provider.name}/{node.name}"], "location": node.location}
+            for node in provider.nodes
+        ],
+        "links": [
+            {"a": link.a, "b": link.b, "bandwidth": link.bandwidth, "delay": link.delay} for link in provider.links
+        ],
+        "borders": [
+            {
+                "name": border.name,
+                "node": near.partition("/")[2],
+                "peer_provider": far.partition("/")[0],
+                "bandwidth": border.bandwidth,
+                "delay": border.delay,
+            }
+            for border in config.borders
+            for near, far in ((border.a, border.b), (border.b, border.a))
+            if near.partition("/")[0] == provider.name
+        ],
+    }
+
+
+@contextlib.contextmanager
+def _locked(context: Context) -> Iterator[None]:
+    """One `up` or `down` of a cluster at a time."""
+    context.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(context.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(
+                f"cluster {context.directory.name!r} is being started or stopped by another command",
+                hint="wait until that one has ended",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
