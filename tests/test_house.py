@@ -15,7 +15,10 @@ import serai
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_ROOTS = ("proto", "agents", "controller")
 PORTIONS = sorted(
-    path for root in SOURCE_ROOTS for path in (ROOT / root / "serai").iterdir() if path.is_dir() and path.name != "__pycache__"
+    path
+    for root in SOURCE_ROOTS
+    for path in (ROOT / root / "serai").iterdir()
+    if path.is_dir() and path.name != "__pycache__"
 )
 
 
@@ -38,7 +41,9 @@ def test_every_portion_is_under_the_import_rules() -> None:
 
 
 def test_generated_stubs_are_not_tracked() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     assert tracked
     assert not [name for name in tracked if re.search(r"_pb2(_grpc)?\.pyi?$", name)]
 

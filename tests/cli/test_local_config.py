@@ -30,7 +30,10 @@ providers:
         )
     )
     assert config.providers[0].nodes[0].memory == 512 << 20
-    assert (config.providers[0].links[0].bandwidth, config.providers[0].links[0].delay) == (10_000_000, 2_000_000)
+    assert (config.providers[0].links[0].bandwidth, config.providers[0].links[0].delay) == (
+        10_000_000,
+        2_000_000,
+    )
     assert config.broker == "embedded"
 
 
@@ -40,7 +43,11 @@ providers:
         ("providers: []", "providers", "at least 1"),
         ("providers: [{name: Alpha, nodes: [{name: a1}]}]", "providers[0].name", "pattern"),
         ("providers: [{name: alpha, nodes: [{name: a1, memory: 512}, {name: a1}]}]", "providers[0]", "twice"),
-        ("providers: [{name: a, nodes: [{name: a1, memory: 5 apples}]}]", "providers[0].nodes[0].memory", "apples"),
+        (
+            "providers: [{name: a, nodes: [{name: a1, memory: 5 apples}]}]",
+            "providers[0].nodes[0].memory",
+            "apples",
+        ),
         ("providers: [{name: a, nodes: [{name: a1}], colour: red}]", "providers[0].colour", "Extra"),
         (
             "providers: [{name: a, nodes: [{name: a1}], links: [{a: a1, b: a9}]}]",

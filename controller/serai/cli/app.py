@@ -17,7 +17,10 @@ Parameters = ParamSpec("Parameters")
 
 Output = Annotated[Format, typer.Option("--output", "-o", help="How to print.")]
 Cluster = Annotated[
-    str, typer.Option("--cluster", envvar="SERAI_CLUSTER", help="Which cluster.", metavar="NAME", show_default=True)
+    str,
+    typer.Option(
+        "--cluster", envvar="SERAI_CLUSTER", help="Which cluster.", metavar="NAME", show_default=True
+    ),
 ]
 CLUSTER = DEFAULT_CLUSTER
 

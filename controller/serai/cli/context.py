@@ -1,7 +1,7 @@
 """Which cluster a command talks to, and channels to its servers.
 
-A context is a directory below the state directory (``$XDG_STATE_HOME/serai/clusters/NAME``) with the cluster's
-addresses and the credentials of its local administrator.
+A context is a directory below the state directory (``$XDG_STATE_HOME/serai/clusters/NAME``) with the
+cluster's addresses and the credentials of its local administrator.
 """
 
 from __future__ import annotations

@@ -36,7 +36,9 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    show_version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show it."),
+    show_version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show it."
+    ),
 ) -> None:
     """Options of every command."""
 

@@ -41,7 +41,9 @@ async def follow(channel: grpc.aio.Channel, operation: Operation, listener: List
 
 def failure_error(failure: Failure) -> Exception:
     """The exception that a failure kept in a resource stands for."""
-    info = ErrorInfo(reason=failure.reason, domain="serai", metadata={**failure.metadata, "hint": failure.hint})
+    info = ErrorInfo(
+        reason=failure.reason, domain="serai", metadata={**failure.metadata, "hint": failure.hint}
+    )
     detail = Any()
     detail.Pack(info)
     return status_to_error(Status(code=failure.code, message=failure.message, details=[detail]))
@@ -92,7 +94,9 @@ class _PlainSteps:
             key = (step.name, step.state)
             if step.state in (Step.DONE, Step.FAILED, Step.SKIPPED) and key not in self._said:
                 self._said.add(key)
-                stderr.print(f"{Step.State.Name(step.state).lower():8}{step.name}  {describe(step)}", style=None)
+                stderr.print(
+                    f"{Step.State.Name(step.state).lower():8}{step.name}  {describe(step)}", style=None
+                )
 
 
 def describe(step: Step) -> str:

@@ -15,7 +15,9 @@ Page = TypeVar("Page", bound=_Page)
 Item = TypeVar("Item")
 
 
-async def collect(fetch: Callable[[str], Awaitable[Page]], items: Callable[[Page], Iterable[Item]]) -> list[Item]:
+async def collect(
+    fetch: Callable[[str], Awaitable[Page]], items: Callable[[Page], Iterable[Item]]
+) -> list[Item]:
     """All items: `fetch` a page by its token until there is no next one."""
     collected: list[Item] = []
     token = ""

@@ -77,7 +77,7 @@ def _write_all(data: bytes) -> None:
 
 @contextlib.contextmanager
 def _raw_terminal() -> Iterator[None]:
-    """Raw mode while attached, so that Ctrl-C reaches the guest; nothing changes when stdin is no terminal."""
+    """Raw mode while attached, so that Ctrl-C reaches the guest; nothing changes without a terminal."""
     descriptor = sys.stdin.fileno()
     if not os.isatty(descriptor):
         yield

@@ -26,7 +26,9 @@ _COLUMNS = (
 
 @app.command("up")
 def up(
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="A cluster file; see docs/cluster.md.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="A cluster file; see docs/cluster.md.")
+    ] = None,
 ) -> None:
     """Start a cluster; without a file, two providers with two nodes each."""
     config = load(file) if file else DEFAULT

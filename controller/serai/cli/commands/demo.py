@@ -23,11 +23,15 @@ from serai.images import ImageStore
 
 @asynchronous
 async def demo(
-    report: Annotated[Path | None, typer.Option("--report", help="Write the measurements there, as JSON.")] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the cluster's logs and state for a look.")] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write the measurements there, as JSON.")
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the cluster's logs and state for a look.")
+    ] = False,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Another cluster file.")] = None,
 ) -> None:
-    """A cluster, two VNets across two providers, traffic, a live migration; exits 0 only if all of it held."""
+    """Two VNets across two providers, traffic, a live migration; exits 0 only if all of it held."""
     _check_writable(report)
     ImageStore().get("debian")
     config = (load(file) if file else DEFAULT).model_copy(update={"name": f"demo-{os.getpid()}"})
@@ -66,7 +70,7 @@ async def _run(config: ClusterConfig, outcome: DemoReport, *, keep: bool) -> Non
 
 
 async def _in_thread(cluster: local.LocalCluster) -> None:
-    """Start the cluster off the event loop; interrupted, it is let finish or fail first, then the caller cleans up."""
+    """Start the cluster off the event loop; interrupted, it is let finish or fail before the caller cleans up."""
     starting = asyncio.create_task(asyncio.to_thread(cluster.up))
     try:
         await asyncio.shield(starting)
@@ -78,4 +82,6 @@ async def _in_thread(cluster: local.LocalCluster) -> None:
 def _check_writable(report: Path | None) -> None:
     """Refuse an impossible report path before a minute of work, not after it."""
     if report is not None and (not report.resolve().parent.is_dir() or report.is_dir()):
-        raise InvalidInputError(f"the report cannot be written to {report}", hint="name a file in a folder that exists")
+        raise InvalidInputError(
+            f"the report cannot be written to {report}", hint="name a file in a folder that exists"
+        )

@@ -9,7 +9,18 @@ import typer
 from serai.cli.app import CLUSTER, Cluster, Output, asynchronous, group
 from serai.cli.context import Context
 from serai.cli.operations import follow, progress_display
-from serai.cli.output import Column, Format, age, as_data, binary_size, done, print_table, show, show_data, stdout
+from serai.cli.output import (
+    Column,
+    Format,
+    age,
+    as_data,
+    binary_size,
+    done,
+    print_table,
+    show,
+    show_data,
+    stdout,
+)
 from serai.cli.paging import collect
 from serai.cli.terminal import attach
 from serai.errors import InvalidInputError, NotFoundError
@@ -50,7 +61,9 @@ _COLUMNS = (
     Column[VnetNode]("IMAGE", lambda node: node.image),
     Column[VnetNode]("VCPUS", lambda node: node.vcpus, right=True),
     Column[VnetNode]("MEMORY", lambda node: binary_size(node.memory_bytes).replace(" ", ""), right=True),
-    Column[VnetNode]("ADDRESSES", lambda node: ",".join(node.addresses[name] for name in sorted(node.addresses))),
+    Column[VnetNode](
+        "ADDRESSES", lambda node: ",".join(node.addresses[name] for name in sorted(node.addresses))
+    ),
     Column[VnetNode]("AGE", lambda node: age(node.start_time), right=True),
 )
 
@@ -110,8 +123,8 @@ async def migrate(
 def describe_migration(name: str, report: MigrationReport) -> str:
     """One sentence on a finished migration."""
     return (
-        f"vm/{name} migrated from {report.source_node} to {report.destination_node} in {report.total_ms:.0f} ms: "
-        f"{report.rounds} rounds, {report.bytes_sent / 1e6:.1f} MB, down {report.downtime_ms:.1f} ms"
+        f"vm/{name} migrated from {report.source_node} to {report.destination_node} in "
+        f"{report.total_ms:.0f} ms: {report.rounds} rounds, {report.bytes_sent / 1e6:.1f} MB, down {report.downtime_ms:.1f} ms"
     )
 
 
@@ -129,7 +142,9 @@ async def start(name: Name, cluster: Cluster = CLUSTER) -> None:
 @asynchronous
 async def stop(
     name: Name,
-    grace: Annotated[float, typer.Option(min=0.0, help="Seconds to power off by itself before it is ended.")] = 10.0,
+    grace: Annotated[
+        float, typer.Option(min=0.0, help="Seconds to power off by itself before it is ended.")
+    ] = 10.0,
     cluster: Cluster = CLUSTER,
 ) -> None:
     """Power a guest off; it stays in its VNet and can be started again."""
@@ -155,7 +170,9 @@ async def delete(name: Name, cluster: Cluster = CLUSTER) -> None:
 async def all_vnets(channel: Channel) -> list[Vnet]:
     """Every VNet of the operator."""
     stub = OperatorServiceStub(channel)
-    return await collect(lambda token: stub.ListVnets(ListVnetsRequest(page_token=token)), lambda page: page.vnets)
+    return await collect(
+        lambda token: stub.ListVnets(ListVnetsRequest(page_token=token)), lambda page: page.vnets
+    )
 
 
 async def all_nodes(channel: Channel) -> list[VnetNode]:
@@ -176,6 +193,7 @@ async def find(channel: Channel, name: str) -> VnetNode:
         raise NotFoundError(f"there is no guest {name!r}", hint=f"there are: {names}", guest=name)
     if len(matches) > 1:
         raise InvalidInputError(
-            f"{name!r} is in several VNets", hint="say one of " + ", ".join(short_name(node) for node in matches)
+            f"{name!r} is in several VNets",
+            hint="say one of " + ", ".join(short_name(node) for node in matches),
         )
     return matches[0]

@@ -45,7 +45,9 @@ def validate(file: File) -> None:
     if text:
         stdout.print(text)
     description = result.description
-    stdout.print(f"{file}: vnet {description.name}: {len(description.nodes)} nodes, {len(description.links)} links")
+    stdout.print(
+        f"{file}: vnet {description.name}: {len(description.nodes)} nodes, {len(description.links)} links"
+    )
 
 
 @app.command("request")
@@ -91,7 +93,9 @@ async def show_vnet(name: Name, output: Output = Format.YAML, cluster: Cluster =
 @asynchronous
 async def delete(
     name: Name,
-    ignore_missing: Annotated[bool, typer.Option("--ignore-missing", help="No error when it is gone.")] = False,
+    ignore_missing: Annotated[
+        bool, typer.Option("--ignore-missing", help="No error when it is gone.")
+    ] = False,
     cluster: Cluster = CLUSTER,
 ) -> None:
     """End a VNet: its guests, links and reservations."""
@@ -110,7 +114,9 @@ def read_document(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except FileNotFoundError:
-        raise NotFoundError(f"there is no file {file}", hint="docs/examples/ has descriptions to start from") from None
+        raise NotFoundError(
+            f"there is no file {file}", hint="docs/examples/ has descriptions to start from"
+        ) from None
     except OSError as error:
         raise InvalidInputError(f"{file} cannot be read: {error.strerror}") from error
 

@@ -41,7 +41,7 @@ class GuestConsole:
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._receive(), name=f"console {self.name}")
         try:
-            await self.run("stty -echo; PS1=", timeout=30.0)
+            await self.run("stty -echo; PS1=", within=30.0)
         except BaseException:
             await self._end()
             raise
@@ -52,29 +52,29 @@ class GuestConsole:
     ) -> None:
         await self._end()
 
-    async def run(self, command: str, *, timeout: float) -> Result:
+    async def run(self, command: str, *, within: float) -> Result:
         """Run one command line; returns when it is over.
 
-        Raises UnavailableError when it is not over in `timeout` seconds or the console has ended.
+        Raises UnavailableError when it is not over in `within` seconds or the console has ended.
         """
         output: list[str] = []
         marker = re.compile(self._type_marked(command) + r"=(\d+)$")
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(within):
                 async for _, line in self.lines():
                     if match := marker.search(line):
                         return Result(int(match[1]), "\n".join(output))
                     output.append(line)
         except TimeoutError:
             raise UnavailableError(
-                f"{self.name}: {command!r} was not over within {timeout:.0f} s",
+                f"{self.name}: {command!r} was not over within {within:.0f} s",
                 hint="the console's last output: " + " | ".join(output[-3:]),
             ) from None
         raise UnavailableError(f"{self.name}: the console has ended", hint="is the guest still running?")
 
-    async def check(self, command: str, *, timeout: float = 15.0) -> str:
+    async def check(self, command: str, *, within: float = 15.0) -> str:
         """Like `run`, for commands that must succeed: their output. Raises InternalError otherwise."""
-        result = await self.run(command, timeout=timeout)
+        result = await self.run(command, within=within)
         if result.status != 0:
             raise InternalError(f"{self.name}: {command!r} gave {result.status}: {result.output.strip()}")
         return result.output.strip()
@@ -121,7 +121,7 @@ class GuestConsole:
         self._input.put_nowait(None)
         if self._task is None:
             return
-        _, pending = await asyncio.wait([self._task], timeout=2.0)
+        _, pending = await asyncio.wait([self._task], within=2.0)
         for task in pending:
             task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)

@@ -81,15 +81,18 @@ def _rows(report: DemoReport) -> Iterator[tuple[str, str]]:
     if ping := report.ping:
         yield "ping", f"{ping.received} of {ping.sent} answered, largest gap {ping.max_gap_ms:.0f} ms"
     if transfer := report.transfer:
-        yield "TCP", f"{transfer.bytes >> 20} MiB in {transfer.seconds:.1f} s, SHA-256 {transfer.sha256_received[:16]}…"
+        yield (
+            "TCP",
+            f"{transfer.bytes >> 20} MiB in {transfer.seconds:.1f} s, SHA-256 {transfer.sha256_received[:12]}…",
+        )
     if isolation := report.isolation:
         yield (
             "isolation",
-            f"{isolation.foreign_frames} foreign frames among {isolation.own_frames} in the VNet with equal addresses",
+            f"{isolation.foreign_frames} foreign frames among {isolation.own_frames} in the VNet of equal addresses",
         )
     if moved := report.migration:
         yield (
             "migration",
             f"{moved.vm} {moved.from_} → {moved.to}: {moved.rounds} rounds, {moved.bytes_sent / 1e6:.1f} MB, "
-            f"{moved.total_ms:.0f} ms, down {moved.downtime_ms:.0f} ms, RAM digest {moved.digest_destination[:16]}…",
+            f"{moved.total_ms:.0f} ms, down {moved.downtime_ms:.0f} ms, digest {moved.digest_destination[:12]}…",
         )

@@ -1,4 +1,4 @@
-"""The demo's report: what was measured, and whether all of it held. ``serai demo --report FILE`` writes it."""
+"""The demo's report: what was measured, and whether all of it held."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ class DemoReport(BaseModel):
             checks.append((self.vnet.longest_path_hops > 1, "no link has more than one substrate hop"))
         if self.ping:
             lost = self.ping.sent - self.ping.received
-            checks.append((lost == 0 and self.ping.received > 0, f"{lost} of {self.ping.sent} pings were lost"))
+            checks.append(
+                (lost == 0 and self.ping.received > 0, f"{lost} of {self.ping.sent} pings were lost")
+            )
         if self.transfer:
             same = self.transfer.sha256_sent == self.transfer.sha256_received != ""
             checks.append((same, "the transferred bytes differ"))

@@ -52,7 +52,7 @@ _FIRST_REPLY_S = 30.0
 
 @dataclass(slots=True)
 class Scenario:
-    """One run against a started cluster; fills `report` as it goes, so that a failure keeps what came before."""
+    """One run against a started cluster; fills `report` as it goes, so a failure keeps what came before."""
 
     context: Context
     channel: Channel
@@ -64,7 +64,9 @@ class Scenario:
         """Everything between the cluster's start and its end."""
         with self.narration.step("Two VNets of Linux guests with the same addresses, from XML"):
             main, twin = await self._provision()
-        with self.narration.step("Traffic: pings and a TCP transfer through the router, and the twin VNet talking too"):
+        with self.narration.step(
+            "Traffic: pings and a TCP transfer through the router, and the twin VNet talking too"
+        ):
             await self._traffic_and_migration(twin)
         with self.narration.step("What it took"):
             await self._account(main)
@@ -84,7 +86,9 @@ class Scenario:
         )
         self.narration.fact(f"both running after {time.monotonic() - started:.1f} s")
         for node in main.nodes:
-            self.narration.fact(f"{node.name.rpartition('/')[2]:8} on {node.placement}, Linux {node.kernel_release}")
+            self.narration.fact(
+                f"{node.name.rpartition('/')[2]:8} on {node.placement}, Linux {node.kernel_release}"
+            )
         return main, twin
 
     async def _request(self, name: str) -> Vnet:
@@ -116,7 +120,11 @@ class Scenario:
                     lambda page: page.slices,
                 )
         own = {node.name.rpartition("/")[2] for node in vnet.nodes}
-        return [part for part in slices if {link.id for link in part.links} & wanted and {n.id for n in part.nodes} <= own]
+        return [
+            part
+            for part in slices
+            if {link.id for link in part.links} & wanted and {n.id for n in part.nodes} <= own
+        ]
 
     async def _traffic_and_migration(self, twin: Vnet) -> None:
         macs = [mac for node in twin.nodes for mac in node.macs.values()]
@@ -125,14 +133,14 @@ class Scenario:
             transfer = Transfer(server, client, size=TRANSFER_BYTES, receiver_address=CLIENT_ADDRESS)
             await transfer.prepare()
             ping, twin_ping = Ping(client, SERVER_ADDRESS), Ping(twin_client, TWIN_SERVER_ADDRESS)
-            await asyncio.gather(*(each.answered(timeout=_FIRST_REPLY_S) for each in (ping, twin_ping)))
-            await ping.replies(_PINGS_AROUND, timeout=_FIRST_REPLY_S)
+            await asyncio.gather(*(each.answered(within=_FIRST_REPLY_S) for each in (ping, twin_ping)))
+            await ping.replies(_PINGS_AROUND, within=_FIRST_REPLY_S)
             self.narration.fact("pings answered end to end, 20 a second, in both VNets")
             await transfer.start()
             self.narration.fact(f"a TCP transfer of {transfer.size >> 20} MiB is under way")
             await self._migrate()
             await transfer.sent()
-            await ping.replies(_PINGS_AROUND, timeout=_FIRST_REPLY_S)
+            await ping.replies(_PINGS_AROUND, within=_FIRST_REPLY_S)
             self.report.ping = await ping.stop()
             await twin_ping.stop()
             await transfer.verify()
@@ -179,7 +187,9 @@ class Scenario:
 
     async def _remove(self) -> None:
         await asyncio.gather(*(self.delete(name) for name in (MAIN, TWIN)))
-        nodes = [node for name in self.context.state().providers for node in await nodes_of(self.context, name)]
+        nodes = [
+            node for name in self.context.state().providers for node in await nodes_of(self.context, name)
+        ]
         self.report.residue = residue(nodes)
         self.narration.fact("no guest and no reservation is left on any node")
 

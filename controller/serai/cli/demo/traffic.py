@@ -1,4 +1,4 @@
-"""The demo's traffic: pings with their gaps, a TCP transfer with its digests, and an ear on the other VNet."""
+"""The demo's traffic: pings with gaps, a TCP transfer with digests, and an ear on the other VNet."""
 
 from __future__ import annotations
 
@@ -29,26 +29,25 @@ class Ping:
         self._console = console
         self._arrivals: list[float] = []
         self._summary: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
-        self._first = asyncio.Event()
+        self._progress = asyncio.Condition()
         console.start(f"ping -i {PING_INTERVAL_S} {target}")
         self._task = asyncio.create_task(self._listen(), name="ping")
 
-    async def answered(self, *, timeout: float) -> None:
-        """Return after the first reply. Raises UnavailableError after `timeout` seconds without one."""
+    async def answered(self, *, within: float) -> None:
+        """Return after the first reply. Raises UnavailableError after `within` seconds without one."""
         try:
-            await asyncio.wait_for(self._first.wait(), timeout)
+            await self.replies(1, within=within)
         except TimeoutError:
             raise UnavailableError(
-                f"{self._console.name}: no ping was answered within {timeout:.0f} s",
+                f"{self._console.name}: no ping was answered within {within:.0f} s",
                 hint="look at the guests with serai vm console",
             ) from None
 
-    async def replies(self, count: int, *, timeout: float) -> None:
+    async def replies(self, count: int, *, within: float) -> None:
         """Return when `count` more replies have come."""
         wanted = len(self._arrivals) + count
-        async with asyncio.timeout(timeout):
-            while len(self._arrivals) < wanted:
-                await asyncio.sleep(PING_INTERVAL_S)
+        async with asyncio.timeout(within), self._progress:
+            await self._progress.wait_for(lambda: len(self._arrivals) >= wanted)
 
     async def stop(self) -> PingReport:
         """Press Ctrl-C and read ping's own account."""
@@ -61,11 +60,14 @@ class Ping:
         async for arrival, line in self._console.lines():
             if _REPLY.search(line):
                 self._arrivals.append(arrival)
-                self._first.set()
+                async with self._progress:
+                    self._progress.notify_all()
             elif match := _SUMMARY.search(line):
                 self._summary.set_result((int(match[1]), int(match[2])))
                 return
-        self._summary.set_exception(UnavailableError(f"{self._console.name}: the console ended during the ping"))
+        self._summary.set_exception(
+            UnavailableError(f"{self._console.name}: the console ended during the ping")
+        )
 
 
 class Transfer:
@@ -77,7 +79,9 @@ class Transfer:
     _PORT = 5000
     _UNDER_WAY_BYTES = 1 << 20
 
-    def __init__(self, sender: GuestConsole, receiver: GuestConsole, *, size: int, receiver_address: str) -> None:
+    def __init__(
+        self, sender: GuestConsole, receiver: GuestConsole, *, size: int, receiver_address: str
+    ) -> None:
         self._sender, self._receiver = sender, receiver
         self._address = receiver_address
         self.size = size
@@ -87,8 +91,10 @@ class Transfer:
     async def prepare(self) -> None:
         """Make the bytes and let the receiver listen."""
         blocks = self.size // 65536
-        await self._sender.check(f"dd if=/dev/urandom of=/tmp/sent bs=64k count={blocks} 2>/dev/null", timeout=60.0)
-        self.sha256_sent = (await self._sender.check("sha256sum /tmp/sent", timeout=60.0)).split()[0]
+        await self._sender.check(
+            f"dd if=/dev/urandom of=/tmp/sent bs=64k count={blocks} 2>/dev/null", within=60.0
+        )
+        self.sha256_sent = (await self._sender.check("sha256sum /tmp/sent", within=60.0)).split()[0]
         # -e gives the program the socket itself, so that end of file means the peer's and nothing else.
         await self._receiver.check(f"nc -l -p {self._PORT} -e dd of=/tmp/received bs=64k >/dev/null 2>&1 &")
 
@@ -99,20 +105,22 @@ class Transfer:
         await self._sender.check(f"nc {self._address} {self._PORT} </tmp/sent &")
         self.begin = time.monotonic()
         wanted = before + self._UNDER_WAY_BYTES
-        await self._sender.check(f"while [ $(cat {counter}) -lt {wanted} ]; do usleep 20000; done", timeout=30.0)
+        await self._sender.check(
+            f"while [ $(cat {counter}) -lt {wanted} ]; do usleep 20000; done", within=30.0
+        )
 
     async def sent(self) -> None:
         """Wait until the receiver has taken everything and closed."""
-        await self._sender.check("wait", timeout=120.0)
+        await self._sender.check("wait", within=120.0)
         self.end = time.monotonic()
 
     async def verify(self) -> None:
         """Let the receiver say how much came and compute its digest. Raises InternalError on another size."""
-        await self._receiver.check("wait", timeout=30.0)
+        await self._receiver.check("wait", within=30.0)
         size = int(await self._receiver.check("wc -c </tmp/received"))
         if size != self.size:
             raise InternalError(f"{size} of {self.size} bytes arrived")
-        self.sha256_received = (await self._receiver.check("sha256sum /tmp/received", timeout=60.0)).split()[0]
+        self.sha256_received = (await self._receiver.check("sha256sum /tmp/received", within=60.0)).split()[0]
 
 
 class Ear:

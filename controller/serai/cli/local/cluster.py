@@ -1,7 +1,8 @@
 """Starting and stopping a local cluster.
 
-Order of start: certificates, broker, agents (side by side), controller. Each later part is told the addresses that
-the earlier ones bound, so no port has to be known beforehand. Whatever interrupts the start ends what had started.
+Order of start: certificates, broker, agents (side by side), controller. Each later part is told the
+addresses that the earlier ones bound, so no port has to be known beforehand. Whatever interrupts the start ends
+what had started.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class LocalCluster:
     def up(self) -> ClusterState:
         """Start everything and return where it listens.
 
-        Raises AlreadyExistsError when it runs, UnavailableError when a part does not start; nothing is then left.
+        Raises AlreadyExistsError when it runs, UnavailableError when a part does not start; then nothing is left.
         """
         with _locked(self.context):
             self._refuse_second()
@@ -89,7 +90,9 @@ class LocalCluster:
         for provider in self.config.providers:
             parties[f"pip-{provider.name}"] = Identity(Role.PIP, provider.name)
             for node in provider.nodes:
-                parties[f"agent-{provider.name}-{node.name}"] = Identity(Role.AGENT, f"{provider.name}/{node.name}")
+                parties[f"agent-{provider.name}-{node.name}"] = Identity(
+                    Role.AGENT, f"{provider.name}/{node.name}"
+                )
         for directory, identity in parties.items():
             authority.issue(identity, root / directory)
 
@@ -239,7 +242,8 @@ def _provider_settings(
             for node in provider.nodes
         ],
         "links": [
-            {"a": link.a, "b": link.b, "bandwidth": link.bandwidth, "delay": link.delay} for link in provider.links
+            {"a": link.a, "b": link.b, "bandwidth": link.bandwidth, "delay": link.delay}
+            for link in provider.links
         ],
         "borders": [
             {

@@ -5,7 +5,6 @@ Everything may be left out; without a file there are two providers with two node
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -69,7 +68,9 @@ class ProviderConfig(_Model):
         for link in self.links:
             for end in (link.a, link.b):
                 if end not in names:
-                    raise ValueError(f"link {link.a}-{link.b} names node {end!r}; {self.name} has {', '.join(names)}")
+                    raise ValueError(
+                        f"link {link.a}-{link.b} names node {end!r}; {self.name} has {', '.join(names)}"
+                    )
         return self
 
 
@@ -102,9 +103,13 @@ class ClusterConfig(_Model):
         for border in self.borders:
             for end in (border.a, border.b):
                 if end not in nodes:
-                    raise ValueError(f"border {border.name} names {end!r}; there are {', '.join(sorted(nodes))}")
+                    raise ValueError(
+                        f"border {border.name} names {end!r}; there are {', '.join(sorted(nodes))}"
+                    )
             if border.a.partition("/")[0] == border.b.partition("/")[0]:
-                raise ValueError(f"border {border.name} joins provider {border.a.partition('/')[0]} to itself")
+                raise ValueError(
+                    f"border {border.name} joins provider {border.a.partition('/')[0]} to itself"
+                )
         return self
 
 
@@ -116,9 +121,13 @@ def load(path: Path) -> ClusterConfig:
     try:
         document = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise NotFoundError(f"there is no cluster file {path}", hint="leave out -f for the built-in cluster") from None
+        raise NotFoundError(
+            f"there is no cluster file {path}", hint="leave out -f for the built-in cluster"
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInputError(f"{path}: {error}", hint="a cluster file is YAML; see docs/cluster.md") from error
+        raise InvalidInputError(
+            f"{path}: {error}", hint="a cluster file is YAML; see docs/cluster.md"
+        ) from error
     try:
         return ClusterConfig.model_validate(document)
     except ValidationError as error:

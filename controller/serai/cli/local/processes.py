@@ -69,7 +69,7 @@ def start(spec: DaemonSpec) -> Daemon:
 def wait_ready(spec: DaemonSpec, daemon: Daemon, *, timeout: float) -> dict[str, object]:
     """What the daemon wrote into its ready file.
 
-    Raises UnavailableError with the last lines of its log when it ended or was not ready in `timeout` seconds.
+    Raises UnavailableError with the end of its log when it ended or was not ready in `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
     while not spec.ready_file.exists():
