@@ -21,8 +21,8 @@
         └── HypervisorError         INTERNAL              HYPERVISOR_FAILED
 
 Errors carry data, not prose alone: `message` says what is wrong and where, `hint` the next step, `reason` is
-for programs, `metadata` names the things. ``serai.wire`` maps them to ``google.rpc.Status`` with ``ErrorInfo``
-and back, so what an agent raised is what its caller catches.
+for programs, `metadata` names the things. ``serai.wire`` maps them to ``google.rpc.Status`` with
+``ErrorInfo`` and back, so what an agent raised is what its caller catches.
 """
 
 from __future__ import annotations

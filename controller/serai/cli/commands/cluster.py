@@ -68,6 +68,16 @@ def down(
     done(f"cluster/{cluster}", "down")
 
 
+@app.command("credentials")
+def credentials(
+    directory: Annotated[Path, typer.Option("--directory", "-d", help="A folder of their own.")],
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="A cluster file.")] = None,
+) -> None:
+    """Issue certificates for every party of a cluster that something else starts (containers, several hosts)."""
+    local.issue_credentials(load(file) if file else DEFAULT, directory)
+    done(f"credentials/{directory}", "issued")
+
+
 def _as_data(state: ClusterState) -> dict[str, object]:
     data = state.model_dump(mode="json")
     for daemon, entry in zip(state.daemons, data["daemons"], strict=True):

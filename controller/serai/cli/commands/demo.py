@@ -70,7 +70,7 @@ async def _run(config: ClusterConfig, outcome: DemoReport, *, keep: bool) -> Non
 
 
 async def _in_thread(cluster: local.LocalCluster) -> None:
-    """Start the cluster off the event loop; interrupted, it is let finish or fail before the caller cleans up."""
+    """Start the cluster off the event loop; interrupted, it ends before the caller cleans up."""
     starting = asyncio.create_task(asyncio.to_thread(cluster.up))
     try:
         await asyncio.shield(starting)

@@ -124,7 +124,8 @@ def describe_migration(name: str, report: MigrationReport) -> str:
     """One sentence on a finished migration."""
     return (
         f"vm/{name} migrated from {report.source_node} to {report.destination_node} in "
-        f"{report.total_ms:.0f} ms: {report.rounds} rounds, {report.bytes_sent / 1e6:.1f} MB, down {report.downtime_ms:.1f} ms"
+        f"{report.total_ms:.0f} ms: {report.rounds} rounds, {report.bytes_sent / 1e6:.1f} MB, "
+        f"down {report.downtime_ms:.1f} ms"
     )
 
 

@@ -83,16 +83,16 @@ def _rows(report: DemoReport) -> Iterator[tuple[str, str]]:
     if transfer := report.transfer:
         yield (
             "TCP",
-            f"{transfer.bytes >> 20} MiB in {transfer.seconds:.1f} s, SHA-256 {transfer.sha256_received[:12]}…",
+            f"{transfer.bytes >> 20} MiB in {transfer.seconds:.1f} s, {transfer.sha256_received[:16]}…",
         )
     if isolation := report.isolation:
         yield (
             "isolation",
-            f"{isolation.foreign_frames} foreign frames among {isolation.own_frames} in the VNet of equal addresses",
+            f"{isolation.foreign_frames} foreign frames among {isolation.own_frames} in the other VNet",
         )
     if moved := report.migration:
         yield (
             "migration",
             f"{moved.vm} {moved.from_} → {moved.to}: {moved.rounds} rounds, {moved.bytes_sent / 1e6:.1f} MB, "
-            f"{moved.total_ms:.0f} ms, down {moved.downtime_ms:.0f} ms, digest {moved.digest_destination[:12]}…",
+            f"{moved.total_ms:.0f} ms, down {moved.downtime_ms:.0f} ms, RAM and state equal",
         )

@@ -1,8 +1,8 @@
 """Starting and stopping a local cluster.
 
 Order of start: certificates, broker, agents (side by side), controller. Each later part is told the
-addresses that the earlier ones bound, so no port has to be known beforehand. Whatever interrupts the start ends
-what had started.
+addresses that the earlier ones bound, so no port has to be known beforehand. Whatever interrupts the start
+ends what had started.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LocalCluster:
     def up(self) -> ClusterState:
         """Start everything and return where it listens.
 
-        Raises AlreadyExistsError when it runs, UnavailableError when a part does not start; then nothing is left.
+        Raises AlreadyExistsError when it runs, UnavailableError when a part does not start; nothing is left.
         """
         with _locked(self.context):
             self._refuse_second()
@@ -81,20 +81,8 @@ class LocalCluster:
                 )
 
     def _issue_credentials(self) -> None:
-        root = self.context.credentials_directory
-        shutil.rmtree(root, ignore_errors=True)
-        authority = CertificateAuthority.create(root / "authority", name=self.config.name)
-        parties = {"admin": Identity(Role.ADMIN, "local")}
-        parties["vno"] = Identity(Role.VNO, OPERATOR)
-        parties["vnp"] = Identity(Role.VNP, VNET_PROVIDER)
-        for provider in self.config.providers:
-            parties[f"pip-{provider.name}"] = Identity(Role.PIP, provider.name)
-            for node in provider.nodes:
-                parties[f"agent-{provider.name}-{node.name}"] = Identity(
-                    Role.AGENT, f"{provider.name}/{node.name}"
-                )
-        for directory, identity in parties.items():
-            authority.issue(identity, root / directory)
+        shutil.rmtree(self.context.credentials_directory, ignore_errors=True)
+        issue_credentials(self.config, self.context.credentials_directory)
 
     def _start_broker(self) -> str:
         if self.config.broker == "none":
@@ -208,6 +196,27 @@ def down(context: Context) -> list[str]:
 def remove(context: Context) -> None:
     """Forget a stopped cluster entirely: state, credentials and logs."""
     shutil.rmtree(context.directory, ignore_errors=True)
+
+
+def issue_credentials(config: ClusterConfig, directory: Path) -> None:
+    """A new authority and the certificates of every party of a cluster, a folder each.
+
+    Raises AlreadyExistsError when `directory` has an authority already.
+    """
+    authority = CertificateAuthority.create(directory / "authority", name=config.name)
+    parties = {
+        "admin": Identity(Role.ADMIN, "local"),
+        "vno": Identity(Role.VNO, OPERATOR),
+        "vnp": Identity(Role.VNP, VNET_PROVIDER),
+    }
+    for provider in config.providers:
+        parties[f"pip-{provider.name}"] = Identity(Role.PIP, provider.name)
+        for node in provider.nodes:
+            parties[f"agent-{provider.name}-{node.name}"] = Identity(
+                Role.AGENT, f"{provider.name}/{node.name}"
+            )
+    for name, identity in parties.items():
+        authority.issue(identity, directory / name)
 
 
 def controller_settings(
