@@ -73,7 +73,7 @@ def credentials(
     directory: Annotated[Path, typer.Option("--directory", "-d", help="A folder of their own.")],
     file: Annotated[Path | None, typer.Option("--file", "-f", help="A cluster file.")] = None,
 ) -> None:
-    """Issue certificates for every party of a cluster that something else starts (containers, several hosts)."""
+    """Issue certificates for a cluster that something else starts: containers, several hosts."""
     local.issue_credentials(load(file) if file else DEFAULT, directory)
     done(f"credentials/{directory}", "issued")
 

@@ -222,17 +222,22 @@ def issue_credentials(config: ClusterConfig, directory: Path) -> None:
 def controller_settings(
     config: ClusterConfig, agents: dict[str, str], credentials: Path
 ) -> dict[str, object]:
-    """The controller's settings file for this cluster: all roles in one process."""
+    """The controller's settings file for this cluster: all roles in one process.
+
+    Callers may choose nodes: on one machine everybody is the administrator.
+    """
     return {
         "vno": {
             "name": OPERATOR,
             "listen": f"{config.host}:{config.operator_port}",
             "credentials": str(credentials / "vno"),
+            "provider": {"name": VNET_PROVIDER},
         },
         "vnp": {
             "name": VNET_PROVIDER,
             "listen": f"{config.host}:{config.vnet_provider_port}",
             "credentials": str(credentials / "vnp"),
+            "infrastructure": [{"name": provider.name} for provider in config.providers],
         },
         "pips": [_provider_settings(config, provider, agents, credentials) for provider in config.providers],
     }
@@ -246,12 +251,13 @@ def _provider_settings(
         "listen": f"{config.host}:{provider.port}",
         "credentials": str(credentials / f"pip-{provider.name}"),
         "disclose_placement": provider.disclose_placement,
+        "accept_placement": True,
         "nodes": [
             {"name": node.name, "address": agents[f"{provider.name}/{node.name}"], "location": node.location}
             for node in provider.nodes
         ],
         "links": [
-            {"a": link.a, "b": link.b, "bandwidth": link.bandwidth, "delay": link.delay}
+            {"a": link.a, "b": link.b, "capacity": link.bandwidth, "delay": link.delay / 1e6}
             for link in provider.links
         ],
         "borders": [
@@ -259,8 +265,8 @@ def _provider_settings(
                 "name": border.name,
                 "node": near.partition("/")[2],
                 "peer_provider": far.partition("/")[0],
-                "bandwidth": border.bandwidth,
-                "delay": border.delay,
+                "capacity": border.bandwidth,
+                "delay": border.delay / 1e6,
             }
             for border in config.borders
             for near, far in ((border.a, border.b), (border.b, border.a))
