@@ -14,9 +14,11 @@ import logging
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 from serai.errors import AlreadyExistsError, InvalidInputError, SeraiError, UnavailableError
+from serai.wire.ready import write_ready_file
 from serai.wire.streams import split_address
 
 
@@ -46,8 +48,11 @@ def check_address(address: str) -> None:
             raise UnavailableError(f"cannot listen at {address}: {error}") from error
 
 
-async def serve(address: str) -> None:
-    """Run until SIGTERM or SIGINT; the first line on standard output is the address in use."""
+async def serve(address: str, ready_file: Path | None = None) -> None:
+    """Run until SIGTERM or SIGINT; the first line on standard output is the address in use.
+
+    So does `ready_file` say, as JSON {"address": "HOST:PORT"}, for a parent that does not read our output.
+    """
     from amqtt.broker import Broker  # noqa: PLC0415  (0.3 s, and of no use to a wrong address)
 
     check_address(address)
@@ -61,7 +66,10 @@ async def serve(address: str) -> None:
         }
     )
     await broker.start()
-    print(_bound_address(broker), flush=True)  # noqa: T201  (the interface to whoever started this process)
+    bound = _bound_address(broker)
+    print(bound, flush=True)  # noqa: T201  (the interface to whoever started this process)
+    if ready_file is not None:
+        write_ready_file(ready_file, address=bound)
     await stopping.wait()
     await broker.shutdown()
 
@@ -80,10 +88,11 @@ def main() -> int:
     parser.add_argument(
         "--listen", default="127.0.0.1:1883", metavar="HOST:PORT", help="port 0: any free one"
     )
+    parser.add_argument("--ready-file", type=Path, metavar="FILE", help="written once it serves")
     options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
-        asyncio.run(serve(options.listen))
+        asyncio.run(serve(options.listen, options.ready_file))
     except SeraiError as error:
         print(f"serai.wire.broker: {error}", file=sys.stderr)  # noqa: T201
         return 1

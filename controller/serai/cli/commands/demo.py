@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +15,9 @@ from serai.cli.app import asynchronous
 from serai.cli.context import Context
 from serai.cli.demo.narration import Narration, print_summary
 from serai.cli.demo.report import DemoReport
-from serai.cli.demo.scenario import Scenario
+from serai.cli.demo.scenario import FILES, Scenario
 from serai.cli.local import cluster as local
-from serai.cli.local.config import DEFAULT, ClusterConfig, load
+from serai.cli.local.config import ClusterConfig, load
 from serai.errors import InvalidInputError, SeraiError
 from serai.images import ImageStore
 
@@ -34,7 +35,8 @@ async def demo(
     """Two VNets across two providers, traffic, a live migration; exits 0 only if all of it held."""
     _check_writable(report)
     ImageStore().get("debian")
-    config = (load(file) if file else DEFAULT).model_copy(update={"name": f"demo-{os.getpid()}"})
+    with resources.as_file(FILES / "cluster.yaml") as own_file:
+        config = load(file or own_file).model_copy(update={"name": f"demo-{os.getpid()}"})
     outcome = DemoReport()
     started = time.monotonic()
     try:

@@ -12,12 +12,11 @@ from serai.cli.app import CLUSTER, Cluster, Output, asynchronous, group
 from serai.cli.commands.vm import all_vnets
 from serai.cli.context import Context
 from serai.cli.operations import follow, progress_display
-from serai.cli.output import Column, Format, age, as_data, done, show, show_data, stdout
-from serai.errors import InvalidInputError, NotFoundError
+from serai.cli.output import Column, Format, age, as_data, done, show, show_data, stderr, stdout
+from serai.errors import DescriptionError, InvalidInputError, NotFoundError
 from serai.v1.operator_pb2 import CreateVnetRequest, DeleteVnetRequest, GetVnetRequest, Vnet
 from serai.v1.operator_pb2_grpc import OperatorServiceStub
-from serai.vnet.description import parse
-from serai.vnet.diagnostics import describe_all
+from serai.vnet import Diagnostic, parse
 
 app = group("Virtual networks.")
 
@@ -39,15 +38,24 @@ _COLUMNS = (
 def validate(file: File) -> None:
     """Check a description; all errors at once, each with line and path. Needs no cluster."""
     result = parse(read_document(file))
-    text = describe_all(result.diagnostics, str(file))
+    for diagnostic in result.diagnostics:
+        _print_diagnostic(file, diagnostic)
     if result.description is None:
-        raise InvalidInputError(text, hint="docs/vnet-description.md describes the language")
-    if text:
-        stdout.print(text)
-    description = result.description
-    stdout.print(
-        f"{file}: vnet {description.name}: {len(description.nodes)} nodes, {len(description.links)} links"
-    )
+        count = len(result.errors)
+        raise DescriptionError(
+            f"{file}: {count} error{'s' * (count != 1)}",
+            hint="docs/vnet-description.md describes the language",
+        )
+    nodes, links = len(result.description.nodes), len(result.description.links)
+    stdout.print(f"{file}: vnet {result.description.name}: {nodes} nodes, {links} links")
+
+
+def _print_diagnostic(file: Path, diagnostic: Diagnostic) -> None:
+    """``FILE:LINE: ...``, which editors jump to."""
+    place = f"{file}:{diagnostic.line}: " if diagnostic.line else f"{file}: "
+    hint = f" ({diagnostic.hint})" if diagnostic.hint else ""
+    text = f"{place}{diagnostic.severity.value}: {diagnostic.path}: {diagnostic.message}{hint}"
+    stderr.print(text, markup=False)
 
 
 @app.command("request")

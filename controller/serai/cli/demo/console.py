@@ -121,7 +121,7 @@ class GuestConsole:
         self._input.put_nowait(None)
         if self._task is None:
             return
-        _, pending = await asyncio.wait([self._task], within=2.0)
+        _, pending = await asyncio.wait([self._task], timeout=2.0)
         for task in pending:
             task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)

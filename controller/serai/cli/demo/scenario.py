@@ -40,10 +40,11 @@ from serai.v1.operator_pb2_grpc import OperatorServiceStub
 from serai.wire.rpc import Channel
 
 MAIN, TWIN = "demo", "twin"
+FILES = resources.files("serai.cli.demo")
+DOCUMENTS = {MAIN: "two-providers.xml", TWIN: "same-addresses.xml"}
 CLIENT, ROUTER, SERVER = (f"vnets/{MAIN}/nodes/{name}" for name in ("client", "router", "server"))
 TWIN_NODES = tuple(f"vnets/{TWIN}/nodes/{name}" for name in ("client", "server"))
 CLIENT_ADDRESS, SERVER_ADDRESS = "10.1.0.2", "10.2.0.2"
-TWIN_SERVER_ADDRESS = "10.1.0.2"
 DESTINATION = "beta"
 TRANSFER_BYTES = 16 << 20
 _PINGS_AROUND = 20
@@ -93,7 +94,7 @@ class Scenario:
 
     async def _request(self, name: str) -> Vnet:
         stub = OperatorServiceStub(self.channel)
-        document = (resources.files("serai.cli.demo") / f"{name}.xml").read_bytes()
+        document = (FILES / DOCUMENTS[name]).read_bytes()
         operation = await stub.CreateVnet(CreateVnetRequest(vnet_id=name, document=document))
         await follow(self.channel, operation, self.narration.follow)
         return await stub.GetVnet(GetVnetRequest(name=f"vnets/{name}"))
@@ -132,7 +133,7 @@ class Scenario:
             ear = Ear(self.channel, TWIN_NODES, macs)
             transfer = Transfer(server, client, size=TRANSFER_BYTES, receiver_address=CLIENT_ADDRESS)
             await transfer.prepare()
-            ping, twin_ping = Ping(client, SERVER_ADDRESS), Ping(twin_client, TWIN_SERVER_ADDRESS)
+            ping, twin_ping = Ping(client, SERVER_ADDRESS), Ping(twin_client, SERVER_ADDRESS)
             await asyncio.gather(*(each.answered(within=_FIRST_REPLY_S) for each in (ping, twin_ping)))
             await ping.replies(_PINGS_AROUND, within=_FIRST_REPLY_S)
             self.narration.fact("pings answered end to end, 20 a second, in both VNets")

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -53,17 +52,20 @@ def start(spec: DaemonSpec) -> Daemon:
     """Start a daemon in its own session, its output in its log file."""
     spec.ready_file.unlink(missing_ok=True)
     spec.log_file.parent.mkdir(parents=True, exist_ok=True)
-    with spec.log_file.open("ab") as log:
-        child = subprocess.Popen(
-            spec.argv,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env={**os.environ, **spec.environment},
-        )
-    ticks = _start_ticks(child.pid)
-    return Daemon(name=spec.name, pid=child.pid, start_ticks=ticks or 0, log_file=spec.log_file)
+    to_log = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    # Not subprocess: the process is meant to outlive us, and Popen minds that.
+    pid = os.posix_spawn(
+        spec.argv[0],
+        spec.argv,
+        {**os.environ, **spec.environment},
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(spec.log_file), to_log, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
+    return Daemon(name=spec.name, pid=pid, start_ticks=_start_ticks(pid) or 0, log_file=spec.log_file)
 
 
 def wait_ready(spec: DaemonSpec, daemon: Daemon, *, timeout: float) -> dict[str, object]:
