@@ -160,7 +160,9 @@ class Core:
     def _get_clock(self) -> int:
         """Ticks of the clock behind the guest's time, without its offset."""
         self._set_all(time_offset=0, last_time=0)
-        return self._native("guest_time")
+        ticks = self._native("guest_time")
+        self._set("last_time", 0)
+        return ticks
 
     # -- running ---------------------------------------------------------------------------------------
 
