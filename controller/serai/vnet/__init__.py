@@ -15,6 +15,7 @@ from serai.vnet.compile import (
     derive_mac,
 )
 from serai.vnet.diagnostics import Diagnostic, Finding, Severity
+from serai.vnet.explain import explain
 from serai.vnet.guest import GuestFile
 from serai.vnet.model import (
     NAMESPACE,
@@ -55,6 +56,7 @@ __all__ = [
     "check",
     "compile_vnet",
     "derive_mac",
+    "explain",
     "parse",
     "serialise",
 ]

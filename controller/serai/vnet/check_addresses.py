@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from serai.vnet.diagnostics import Finding, Location, Severity
 from serai.vnet.interfaces import Interfaces
 from serai.vnet.model import Interface, Link, Node, VnetDescription
+from serai.vnet.subnets import connected_interface, subnets_of
 from serai.vnet.values import Address
 
 
@@ -44,26 +45,21 @@ def _subnets(index: int, first: tuple[Address, ...], second: tuple[Address, ...]
 
 
 def check_vnet_addresses(description: VnetDescription, interfaces: Interfaces) -> Iterator[Finding]:
-    """Within a node, an address and a subnet belong to one interface; within the VNet, an address to one
-    node.
-    """
+    """Within a node an address and a subnet belong to one interface, in the VNet an address to one node."""
     owner: dict[object, str] = {}
+    # Where two nodes of one link have the same address, that is an error already.
+    linked = {frozenset(end.node for end in link.ends) for link in description.links}
     for index, node in enumerate(description.nodes):
         yield from _node_addresses(index, node)
-        for ip in {address.ip for _, address in _addresses(node)}:
-            if owner.get(ip, node.name) != node.name and not _linked(description, node.name, owner[ip]):
+        for ip in {address.ip: None for _, address in _addresses(node)}:
+            other = owner.setdefault(ip, node.name)
+            if other != node.name and frozenset((other, node.name)) not in linked:
                 yield Finding(
                     Severity.WARNING,
                     ("nodes", index),
-                    f"nodes {owner[ip]!r} and {node.name!r} both have the address {ip}",
+                    f"nodes {other!r} and {node.name!r} both have the address {ip}",
                     "fine for anycast only",
                 )
-            owner.setdefault(ip, node.name)
-
-
-def _linked(description: VnetDescription, first: str, second: str) -> bool:
-    """A link between the two has then been reported as an error already."""
-    return any({end.node for end in link.ends} == {first, second} for link in description.links)
 
 
 def _addresses(node: Node) -> Iterator[tuple[int, Address]]:
@@ -73,58 +69,62 @@ def _addresses(node: Node) -> Iterator[tuple[int, Address]]:
 
 
 def _node_addresses(index: int, node: Node) -> Iterator[Finding]:
-    seen: list[tuple[int, Address]] = []
+    seen: set[object] = set()
     for position, address in _addresses(node):
-        place: Location = ("nodes", index, "interfaces", position, "addresses")
-        if any(address.ip == other.ip for _, other in seen):
-            yield Finding(Severity.ERROR, place, f"node {node.name!r} has the address {address.ip} twice")
-        elif any(where != position and _overlap(address, other) for where, other in seen):
-            yield Finding(
-                Severity.WARNING,
-                place,
-                f"two interfaces of node {node.name!r} are in the subnet {address.network}",
-                "a subnet belongs to one link; give the other link its own",
-            )
-        seen.append((position, address))
+        if address.ip in seen:
+            place: Location = ("nodes", index, "interfaces", position, "addresses")
+            message = f"node {node.name!r} has the address {address.ip} twice"
+            yield Finding(Severity.ERROR, place, message)
+        seen.add(address.ip)
+    for position, address in _shared_subnets(node):
+        yield Finding(
+            Severity.WARNING,
+            ("nodes", index, "interfaces", position, "addresses"),
+            f"two interfaces of node {node.name!r} are in the subnet {address.network}",
+            "a subnet belongs to one link; give the other link its own",
+        )
 
 
-def _overlap(first: Address, second: Address) -> bool:
-    return first.version == second.version and (first.ip in second.network or second.ip in first.network)
+def _shared_subnets(node: Node) -> Iterator[tuple[int, Address]]:
+    """Addresses whose subnet lies inside a subnet of another interface, by one sweep over the sorted subnets.
+
+    Subnets are either disjoint or nested, so those around the current one form a stack. Neighbours on it
+    belong to different interfaces, because what lies inside a subnet of its own interface is not pushed.
+    """
+    spans = [
+        (a.version, int(a.network.network_address), -int(a.network.broadcast_address), position, a)
+        for position, a in _addresses(node)
+    ]
+    around: list[tuple[int, int, int]] = []
+    for version, start, negative_end, position, address in sorted(spans, key=lambda span: span[:4]):
+        while around and (around[-1][0] != version or around[-1][1] < start):
+            around.pop()
+        if any(other != position for _, _, other in around[-2:]):
+            yield position, address
+        if not around or around[-1][2] != position:
+            around.append((version, -negative_end, position))
 
 
 def check_routes(index: int, node: Node, interfaces: dict[str, Interface]) -> Iterator[Finding]:
     """A gateway lies in a subnet of the node and is another node's; a destination has one route."""
-    addresses = [address for interface in interfaces.values() for address in interface.addresses]
+    subnets = subnets_of(interfaces)
+    own = {address.ip for interface in interfaces.values() for address in interface.addresses}
     seen: set[object] = set()
     for position, route in enumerate(node.routes):
         place: Location = ("nodes", index, "routes", position)
         destination = (route.to, route.via.version)
         if destination in seen:
-            yield Finding(
-                Severity.ERROR,
-                (*place, "to"),
-                f"node {node.name!r} has two routes to {route.to or 'default'}",
-            )
+            message = f"node {node.name!r} has two routes to {route.to or 'default'}"
+            yield Finding(Severity.ERROR, (*place, "to"), message)
         seen.add(destination)
         if route.to is not None and route.to.version != route.via.version:
-            yield Finding(
-                Severity.ERROR,
-                place,
-                f"a route to {route.to} cannot go via {route.via}",
-                "mixed IPv4 and IPv6",
-            )
-        elif any(route.via == address.ip for address in addresses):
-            yield Finding(
-                Severity.ERROR,
-                (*place, "via"),
-                f"the gateway {route.via} is node {node.name!r} itself",
-                "name the neighbour",
-            )
-        elif not any(route.via in address.network for address in addresses):
-            subnets = ", ".join(str(address.network) for address in addresses) or "none: it has no address"
-            yield Finding(
-                Severity.ERROR,
-                (*place, "via"),
-                f"node {node.name!r} cannot reach the gateway {route.via}",
-                f"its subnets are {subnets}",
-            )
+            message = f"a route to {route.to} cannot go via {route.via}"
+            yield Finding(Severity.ERROR, place, message, "IPv4 goes via IPv4 and IPv6 via IPv6")
+        elif route.via in own:
+            message = f"the gateway {route.via} is node {node.name!r} itself"
+            yield Finding(Severity.ERROR, (*place, "via"), message, "name the neighbour's address")
+        elif not connected_interface(subnets, route.via):
+            known = ", ".join(str(subnet.network) for subnet in subnets[:8])
+            message = f"node {node.name!r} cannot reach the gateway {route.via}"
+            hint = f"its subnets are {known}" if known else "none of its interfaces has an address"
+            yield Finding(Severity.ERROR, (*place, "via"), message, hint)

@@ -7,12 +7,12 @@ busybox has.
 
 from __future__ import annotations
 
-import ipaddress
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from serai.vnet.model import Interface, Node, Route
+from serai.vnet.model import Interface, Node
+from serai.vnet.subnets import connected_interface, subnets_of
 
 HOSTNAME_PATH = "/etc/serai/hostname"
 STARTUP_PATH = "/etc/serai/startup"
@@ -48,7 +48,7 @@ def _startup(node: Node, interfaces: dict[str, Interface]) -> str:
     lines += ["ip link set dev lo up", *_sysctl_lines(node)]
     for name, interface in interfaces.items():
         lines += _interface_lines(name, interface)
-    lines += [_route_line(route, interfaces) for route in node.routes]
+    lines += _route_lines(node, interfaces)
     if node.startup.strip():
         # A file of its own: nothing that the user wrote is ever quoted, and its exit status is ours.
         run = USER_STARTUP_PATH if node.startup.startswith("#!") else f"/bin/sh {USER_STARTUP_PATH}"
@@ -73,21 +73,11 @@ def _interface_lines(name: str, interface: Interface) -> Iterator[str]:
         yield f"ip {family}addr add {shlex.quote(str(address))} dev {name}"
 
 
-def _route_line(route: Route, interfaces: dict[str, Interface]) -> str:
-    family = "-6 " if route.via.version == 6 else ""
-    destination = "default" if route.to is None else shlex.quote(str(route.to))
-    device = _device(route.via, interfaces)
-    return f"ip {family}route add {destination} via {shlex.quote(str(route.via))}" + (
-        f" dev {device}" if device else ""
-    )
-
-
-def _device(gateway: ipaddress.IPv4Address | ipaddress.IPv6Address, interfaces: dict[str, Interface]) -> str:
-    """The interface with the most specific subnet that holds the gateway."""
-    fitting = [
-        (address.network.prefixlen, name)
-        for name, interface in interfaces.items()
-        for address in interface.addresses
-        if gateway in address.network
-    ]
-    return max(fitting)[1] if fitting else ""
+def _route_lines(node: Node, interfaces: dict[str, Interface]) -> Iterator[str]:
+    subnets = subnets_of(interfaces)
+    for route in node.routes:
+        family = "-6 " if route.via.version == 6 else ""
+        destination = "default" if route.to is None else shlex.quote(str(route.to))
+        device = connected_interface(subnets, route.via)
+        line = f"ip {family}route add {destination} via {shlex.quote(str(route.via))}"
+        yield f"{line} dev {device}" if device else line

@@ -160,7 +160,7 @@ class Node(Element):
         tuple[Interface, ...], Children("interface", most=100), Field(description="its network interfaces")
     ] = ()
     routes: Annotated[
-        tuple[Route, ...], Children("route", most=1000), Field(description="routes to add at start-up")
+        tuple[Route, ...], Children("route", most=256), Field(description="routes to add at start-up")
     ] = ()
     sysctls: Annotated[
         tuple[Sysctl, ...], Children("sysctl", most=1000), Field(description="kernel parameters to set")

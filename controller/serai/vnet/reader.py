@@ -20,9 +20,12 @@ from serai.vnet.diagnostics import Diagnostic, Finding, Location, Severity, did_
 from serai.vnet.document import XmlElement, read_document
 from serai.vnet.model import NAMESPACE, ROOT_ELEMENT, VnetDescription
 from serai.vnet.schema import ElementRule
+from serai.vnet.values import XML_SPACE
 
 MAX_DIAGNOSTICS = 200
 XSI = "http://www.w3.org/2001/XMLSchema-instance"
+SCHEMA_HINTS = {(XSI, "schemaLocation"), (XSI, "noNamespaceSchemaLocation")}
+"""Attributes that tell editors where the schema is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ class _Reading:
             if rule is not None:
                 part.values[rule.field] = value
                 part.paths[rule.field] = path
-            elif namespace != XSI:
+            elif (namespace, name) not in SCHEMA_HINTS:
                 hint = did_you_mean(name, part.rule.attributes)
                 self._error(part.element, path, f"<{part.rule.name}> has no attribute {name!r}", hint)
 
@@ -151,8 +154,8 @@ class _Reading:
             # Writers put the content on its own lines; the break after the tag is theirs.
             part.values[part.rule.text.field] = text.removeprefix("\n")
             part.paths[part.rule.text.field] = part.element.path
-        elif text.strip():
-            message = f"text is not expected in <{part.rule.name}>: {text.strip()[:40]!r}"
+        elif text.strip(XML_SPACE):
+            message = f"text is not expected in <{part.rule.name}>: {text.strip(XML_SPACE)[:40]!r}"
             self._error(part.element, part.element.path, message)
 
     def _read_children(self, part: _Part) -> None:

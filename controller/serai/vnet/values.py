@@ -22,6 +22,9 @@ Gateway = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 PAGE_SIZE = 4096
+MAX_ADDRESSES = 16
+XML_SPACE = " \t\r\n"
+XML_WORD = re.compile(f"[^{XML_SPACE}]+")
 NAME_PATTERN = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 IMAGE_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 LOCATION_PATTERN = "[A-Za-z0-9][A-Za-z0-9._/-]{0,127}"
@@ -96,7 +99,7 @@ def _check_vcpus(value: int) -> int:
 def _read_boolean(value: object) -> object:
     known = {"true": True, "1": True, "false": False, "0": False}
     if isinstance(value, str):
-        value = value.strip(" \t\r\n")  # as xs:boolean has it
+        value = value.strip(XML_SPACE)  # as xs:boolean has it
         if value not in known:
             raise ValueProblem(f"{value[:80]!r} is neither true nor false", 'write "true" or "false"')
         return known[value]
@@ -142,13 +145,15 @@ def _check_mode(value: int) -> int:
 
 
 def _read_addresses(value: object) -> object:
-    items = value.split() if isinstance(value, str) else value
-    if isinstance(items, list | tuple):
-        return tuple(_read_address(item) if isinstance(item, str) else item for item in items)
+    items = XML_WORD.findall(value) if isinstance(value, str) else value
+    if isinstance(items, list | tuple) and len(items) > MAX_ADDRESSES:
+        raise ValueProblem(f"{len(items)} addresses", f"an interface takes at most {MAX_ADDRESSES}")
     return items
 
 
-def _read_address(text: str) -> Address:
+def _read_address(text: object) -> object:
+    if not isinstance(text, str):
+        return text
     if "/" not in text:
         raise ValueProblem(f"{text[:80]!r} has no prefix length", "write it like 10.1.0.1/24")
     try:
@@ -164,13 +169,7 @@ def _refuse_other_notations(text: str, pattern: str) -> None:
         raise ValueError(text)
 
 
-def _check_addresses(value: tuple[Address, ...]) -> tuple[Address, ...]:
-    for address in value:
-        _check_address(address)
-    return value
-
-
-def _check_address(address: Address) -> None:
+def _check_address(address: Address) -> Address:
     if address.version == 6 and address.scope_id is not None:
         raise ValueProblem("an address with a scope id", "leave it out: the interface says it")
     if address.is_multicast or address.is_unspecified or address.is_loopback:
@@ -185,6 +184,7 @@ def _check_address(address: Address) -> None:
             raise ValueProblem(
                 f"{address.ip} is the broadcast address of {address.network}", "choose another"
             )
+    return address
 
 
 def _read_destination(value: object) -> object:
@@ -287,7 +287,7 @@ InterfaceName = Annotated[
     matching(
         INTERFACE_PATTERN, "the name of an interface", "interfaces are eth0, eth1 and so on up to eth99"
     ),
-    SimpleType("interface", "an interface: eth0, eth1, ...", "eth0", INTERFACE_PATTERN),
+    SimpleType("interface-name", "an interface: eth0, eth1, ...", "eth0", INTERFACE_PATTERN),
 ]
 Vcpus = Annotated[
     int,
@@ -329,10 +329,10 @@ Mode = Annotated[
     AfterValidator(_check_mode),
     SimpleType("mode", "permission bits in octal", "0755", MODE_PATTERN, format=lambda value: f"{value:04o}"),
 ]
+InterfaceAddress = Annotated[Address, BeforeValidator(_read_address), AfterValidator(_check_address)]
 Addresses = Annotated[
-    tuple[Address, ...],
+    tuple[InterfaceAddress, ...],
     BeforeValidator(_read_addresses),
-    AfterValidator(_check_addresses),
     SimpleType(
         "addresses",
         "IP addresses with prefix length, separated by spaces",
