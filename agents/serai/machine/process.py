@@ -6,6 +6,7 @@ waits for an interrupt, the process sleeps in the same poll. A second thread wou
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import select
@@ -58,6 +59,7 @@ class GuestProcess:
         self._budget = _MINIMUM_BUDGET
         self._started_at = 0.0
         self._console_open = False
+        self._console_events = select.EPOLLIN
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._operations: dict[str, Callable[[Message], Message]] = {
@@ -77,6 +79,12 @@ class GuestProcess:
         control.setblocking(False)
         console.setblocking(False)
         self._watch(control.fileno(), self._control_ready)
+
+    def close(self) -> None:
+        """Let go of what this opened itself."""
+        self._epoll.close()
+        if self._machine is not None:
+            self._machine.close()
 
     # The loop.
 
@@ -195,7 +203,8 @@ class GuestProcess:
         self._send(reply)
 
     def _event(self, name: str, **fields: object) -> None:
-        self._send(Message({"event": name, **fields}))
+        counters = {} if self._machine is None or name == "line" else self._counters(self._machine)
+        self._send(Message({"event": name, **fields, **counters}))
 
     def _send(self, message: Message) -> None:
         self._outgoing += protocol.encode(message)
@@ -300,17 +309,17 @@ class GuestProcess:
         return Message({})
 
     def _statistics(self, request: Message) -> Message:
-        machine = self._require_machine()
-        return Message(
-            {
-                "instructions": machine.instructions,
-                "cpu_seconds": time.process_time(),
-                "ready_seconds": machine.ready_seconds,
-                "exits": machine.exits,
-                "kernel_release": machine.kernel_release,
-                "frames_lost": {name: net.lost for name, net in machine.nets.items()},
-            }
-        )
+        return Message(self._counters(self._require_machine()))
+
+    def _counters(self, machine: Machine) -> dict[str, object]:
+        return {
+            "instructions": machine.instructions,
+            "cpu_seconds": time.process_time(),
+            "ready_seconds": machine.ready_seconds,
+            "exits": machine.exits,
+            "kernel_release": machine.kernel_release,
+            "frames_lost": {name: net.lost for name, net in machine.nets.items()},
+        }
 
     def _power_off(self, request: Message) -> Message:
         self._require_machine().console.send_line(protocol.HOST_CHANNEL_POWER_OFF)
@@ -333,7 +342,7 @@ class GuestProcess:
         machine.kernel_release = values.get("kernel", "")
         if machine.ready_seconds is None:
             machine.ready_seconds = time.monotonic() - self._started_at
-        self._event("ready", kernel=machine.kernel_release, seconds=machine.ready_seconds)
+        self._event("ready")
 
     def _console_ready(self, events: int) -> None:
         machine = self._require_machine()
@@ -374,18 +383,14 @@ class GuestProcess:
             self._console_events = events
             self._watch(self._console.fileno(), self._console_ready, events)
 
-    _console_events: int = select.EPOLLIN
-
 
 def run(ram_file: int, control: int, console: int, frames: list[int], make_hart: HartFactory) -> None:
     """Be a guest process on these file descriptors, to the end."""
-    process = GuestProcess(
-        ram_file,
-        socket.socket(fileno=control),
-        socket.socket(fileno=console),
-        [socket.socket(fileno=frame) for frame in frames],
-        make_hart,
-    )
-    process.serve()
-    sys.stderr.flush()
-    os.close(ram_file)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, ram_file)
+        sockets = [
+            stack.enter_context(socket.socket(fileno=number)) for number in (control, console, *frames)
+        ]
+        process = GuestProcess(ram_file, sockets[0], sockets[1], sockets[2:], make_hart)
+        stack.callback(process.close)
+        process.serve()

@@ -25,17 +25,19 @@ power_off       -                                          - asks the guest over
 stop            -                                          - and the process ends
 ==============  =========================================  ==========================================
 
-Events carry `event`: `ready` (kernel, seconds), `line` (text; any other line on the host channel), `stopped`
-(reason), `rebooted`, `fault` (reason). When the control socket ends, the guest process ends at once.
+Events carry `event`: `line` (text; a line on the host channel); and, with the same fields as the reply to
+`statistics`: `ready`, `stopped` (reason), `rebooted`, `fault` (reason). When the control socket ends, the
+guest process ends at once.
 
 **Frame sockets** (Unix seqpacket, one per network interface). A packet is a batch of frames, each after its
 length in four bytes; no virtio header.
 
 **Console socket** (Unix stream): the serial line's bytes.
 
-**Zygote socket** (Unix seqpacket). Requests are JSON with the file descriptors of RAM, control, console and
-frames as ancillary data: `{"fork": n}`, n the number of frame sockets. Answers: `{"pid": p}` with a pidfd, or
-`{"error": text}`; and, when a guest process ends, `{"exited": p, "status": s}` (a wait status).
+**Zygote socket** (Unix seqpacket). It says `{"ready": version}` once it is warm. Requests are JSON with the
+file descriptors of RAM, control, console and frames as ancillary data: `{"fork": n}`, n the number of frame
+sockets. Answers: `{"pid": p}` with a pidfd, or `{"error": text}`; and, when a guest process ends, `{"exited":
+p, "status": s}` (a wait status).
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from typing import Any
 from serai.machine import process
 from serai.machine.confinement import confine
 from serai.machine.core_factory import make_hart, preload
+from serai.machine.protocol import VERSION
 
 _MAXIMUM_REQUEST = 4096
 _MAXIMUM_DESCRIPTORS = 64
@@ -43,6 +44,7 @@ class Zygote:
         selector = selectors.DefaultSelector()
         selector.register(self._link, selectors.EVENT_READ)
         selector.register(self._wakeup_read, selectors.EVENT_READ)
+        self._answer({"ready": VERSION})
         while True:
             for key, _ in selector.select():
                 if key.fileobj is self._link:
