@@ -18,7 +18,7 @@ import pytest
 from tests.machine.scripted import Call, Fault, Load, Program, ScriptedHart, Store, Wait, Write, factory
 from tests.machine.test_board import image
 
-from serai.errors import HypervisorError
+from serai.errors import HypervisorError, StateError
 from serai.hypervisor.driver import DiskConfig, GuestConfig, GuestState, InterfaceConfig
 from serai.hypervisor.emulated import EmulatedDriver, EmulatedGuest
 from serai.hypervisor.zygote_link import ChildProcess, describe_exit
@@ -193,7 +193,7 @@ async def test_pause_stops_and_resume_goes_on(make: Make) -> None:
     await until(lambda: bytes(guest.ram[:8]) != before)
     assert (await guest.take_dirty_pages())[0] == 1
     await guest.stop_dirty_log()
-    with pytest.raises(HypervisorError):
+    with pytest.raises(StateError):
         await guest.save_state()
 
 
@@ -246,7 +246,9 @@ def _damage(state: bytes, section: bytes) -> bytes:
 async def test_requests_fail_when_the_process_is_gone(make: Make) -> None:
     guest = await make(sleeper)
     await guest.start()
-    pending = asyncio.ensure_future(guest.take_dirty_pages())
+    with pytest.raises(HypervisorError, match="dirty log is not on"):
+        await guest.take_dirty_pages()
+    pending = asyncio.ensure_future(guest.start_dirty_log())
     await asyncio.sleep(0)
     assert guest._link is not None
     guest._link.close()

@@ -193,7 +193,11 @@ class EmulatedGuest(BaseGuest):
     async def statistics(self) -> GuestStatistics:
         """See `Guest.statistics`; of an ended guest, the last known."""
         if self._link is not None:
-            self._take_statistics((await self._request("statistics")).fields)
+            try:
+                self._take_statistics((await self._request("statistics")).fields)
+            except HypervisorError:
+                if self._link is not None:
+                    raise
         return self._statistics
 
     def _take_statistics(self, fields: dict[str, Any]) -> None:

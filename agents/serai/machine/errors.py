@@ -9,6 +9,7 @@
     ├── VirtqueueError         the driver broke the rules of a virtqueue
     ├── SnapshotError          a snapshot that is damaged or of an unknown version
     ├── CodeError              native code that cannot be generated, compiled or loaded
+    ├── DirtyLogError          dirty pages were asked for while nobody logs them
     └── ProtocolError          a control message that is malformed
 """
 
@@ -41,6 +42,10 @@ class SnapshotError(MachineError):
     def __init__(self, section: str, problem: str) -> None:
         super().__init__(f"snapshot section {section!r}: {problem}")
         self.section = section
+
+
+class DirtyLogError(MachineError):
+    """Dirty pages were asked for while nobody logs them."""
 
 
 class ProtocolError(MachineError):

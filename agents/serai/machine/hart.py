@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import MutableSequence
 from typing import Protocol
 
 TIMEBASE_HZ = 10_000_000
@@ -42,19 +41,41 @@ class ClockSource(enum.Enum):
     VIRTUAL = "virtual"
 
 
+class Registers(Protocol):
+    """A register file."""
+
+    def __getitem__(self, number: int) -> int:
+        """Read a register."""
+
+    def __setitem__(self, number: int, value: int) -> None:
+        """Write a register."""
+
+
 class Hart(Protocol):
     """One hart: runs instructions and comes back with a reason."""
 
-    exit_address: int
-    exit_width: int
-    exit_value: int
     pc: int
     privilege: int
-    fault: str
 
     @property
-    def x(self) -> MutableSequence[int]:
+    def x(self) -> Registers:
         """The integer registers."""
+
+    @property
+    def exit_address(self) -> int:
+        """Physical address of the access that left."""
+
+    @property
+    def exit_width(self) -> int:
+        """Its width in bytes."""
+
+    @property
+    def exit_value(self) -> int:
+        """What it stores."""
+
+    @property
+    def fault(self) -> str:
+        """Why no progress is possible, after FAULT."""
 
     @property
     def time(self) -> int:

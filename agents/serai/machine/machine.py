@@ -16,7 +16,7 @@ from typing import ClassVar
 from serai.machine import board, loader, plic
 from serai.machine.board import MachineConfig
 from serai.machine.bus import Bus
-from serai.machine.errors import ConfigurationError, LoadError, SnapshotError
+from serai.machine.errors import ConfigurationError, DirtyLogError, LoadError, SnapshotError
 from serai.machine.hart import (
     CSR_SATP,
     MACHINE_EXTERNAL_INTERRUPT,
@@ -281,7 +281,9 @@ class Machine:
         self.hart.start_dirty_log()
 
     def take_dirty_log(self) -> bytes:
-        """The pages written since the last call, as a bitmap; it starts afresh."""
+        """The pages written since the last call, as a bitmap; it starts afresh. Raises DirtyLogError."""
+        if not self._dirty_log:
+            raise DirtyLogError("the dirty log is not on")
         return self.hart.take_dirty_log()
 
     def stop_dirty_log(self) -> None:

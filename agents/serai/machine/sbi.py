@@ -6,11 +6,11 @@ Extensions: BASE, TIME, sPI, RFENCE, HSM, SRST, DBCN. Others probe as absent and
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, MutableSequence, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from serai.machine.errors import GuestAccessError
-from serai.machine.hart import SUPERVISOR_SOFTWARE_INTERRUPT
+from serai.machine.hart import SUPERVISOR_SOFTWARE_INTERRUPT, Registers
 from serai.machine.memory import GuestMemory
 
 SPECIFICATION_VERSION = 0x0200_0000
@@ -45,7 +45,7 @@ class SbiHart(Protocol):
     """What the firmware needs of a hart."""
 
     @property
-    def x(self) -> MutableSequence[int]:
+    def x(self) -> Registers:
         """The integer registers."""
 
     def set_timer(self, deadline_ticks: int) -> None:
