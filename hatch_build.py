@@ -7,7 +7,6 @@ Hatchling runs this for wheels and editable installs alike, so the stubs never h
 from __future__ import annotations
 
 import shutil
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -56,4 +55,4 @@ else:
 
 
 if __name__ == "__main__":
-    sys.exit(generate_stubs())
+    generate_stubs()
