@@ -12,6 +12,7 @@ import mmap
 import struct
 import threading
 import zlib
+from collections.abc import MutableSequence
 from typing import Any, Final
 
 from serai.machine.errors import CodeError, SnapshotError
@@ -36,11 +37,12 @@ SAVED: Final = (
     *("scounteren", "senvcfg", "satp", "stimecmp", "lines", "firmware_emulated", "hart_id"),
     *("minstret_offset", "mcycle_offset", "steps", "traps", "reservation", "reservation_value"),
 )
+SAVED_ARRAYS: Final = {"x": 32, "f": 32, "pmpcfg": 2, "pmpaddr": 16}
 STATE_MAGIC: Final = b"SERAIcor"
 STATE_VERSION: Final = 1
 
 
-class _Registers:
+class _Registers(MutableSequence[int]):
     """A register file: ``core.x[10]``. x0 is always zero."""
 
     def __init__(self, words: memoryview, name: str) -> None:
@@ -51,16 +53,23 @@ class _Registers:
     def __len__(self) -> int:
         return 32
 
-    def __getitem__(self, number: int) -> int:
+    def __getitem__(self, number: Any) -> Any:
         if not 0 <= number < 32:
             raise IndexError(f"no register {number}")
         return int(self._words[self._base + number])
 
-    def __setitem__(self, number: int, value: int) -> None:
+    def __setitem__(self, number: Any, value: Any) -> None:
         if not 0 <= number < 32:
             raise IndexError(f"no register {number}")
         if number or not self._hardwired:
             self._words[self._base + number] = value & M64
+
+    def __delitem__(self, number: Any) -> None:
+        raise TypeError("a hart keeps its registers")
+
+    def insert(self, index: int, value: int) -> None:
+        """Refused: there are 32 registers."""
+        raise TypeError("a hart has 32 registers")
 
 
 def _anonymous(size: int) -> tuple[mmap.mmap, int]:
@@ -345,8 +354,9 @@ class Core:
     def save(self) -> bytes:
         """Return the complete architectural state (without RAM) in a versioned form."""
         fields: dict[str, object] = {name: self._get(name) for name in SAVED}
-        fields["x"] = [self.x[number] for number in range(32)]
-        fields["f"] = [self.f[number] for number in range(32)]
+        for name, count in SAVED_ARRAYS.items():
+            base = FIELDS[name].offset // 8
+            fields[name] = list(self._words[base : base + count])
         fields["time"] = self.time
         fields["clock"] = self.clock.value
         body = json.dumps(fields, sort_keys=True).encode()
@@ -364,9 +374,10 @@ class Core:
             )
         for name in SAVED:
             self._set(name, fields[name])
-        for number in range(32):
-            self.x[number] = fields["x"][number]
-            self.f[number] = fields["f"][number]
+        for name, count in SAVED_ARRAYS.items():
+            base = FIELDS[name].offset // 8
+            for position in range(count):
+                self._words[base + position] = fields[name][position]
         self._set_all(mmio_ready=0, request=0, fault_steps=M64)
         self._set("time_offset", fields["time"] - self._get_clock())
         self._forget_translations()
@@ -380,15 +391,38 @@ class Core:
 
 
 def _parse_state(data: bytes) -> dict[str, Any]:
+    """Check a saved state completely before any of it is used: it may come from another machine."""
     if data[:8] != STATE_MAGIC or len(data) < 20:
         raise SnapshotError("core", "this is not the saved state of a core")
     version, length, checksum = struct.unpack_from("<III", data, 8)
     if version != STATE_VERSION:
-        raise SnapshotError(
-            "core", f"the saved state has version {version}, this program reads version {STATE_VERSION}"
-        )
+        raise SnapshotError("core", f"version {version}, this program reads version {STATE_VERSION}")
     body = data[20:]
     if len(body) != length or zlib.crc32(body) != checksum:
-        raise SnapshotError("core", "the saved state is damaged: length or checksum does not match")
-    fields: dict[str, Any] = json.loads(body)
+        raise SnapshotError("core", "damaged: length or checksum does not match")
+    try:
+        fields = json.loads(body)
+    except ValueError as error:
+        raise SnapshotError("core", f"not readable: {error}") from error
+    if not isinstance(fields, dict) or set(fields) != {*SAVED, *SAVED_ARRAYS, "time", "clock"}:
+        raise SnapshotError("core", "fields are missing or unknown")
+    words = {name: [fields[name]] for name in (*SAVED, "time")} | {
+        name: fields[name] for name in SAVED_ARRAYS
+    }
+    for name, values in words.items():
+        if not isinstance(values, list) or len(values) != SAVED_ARRAYS.get(name, 1):
+            raise SnapshotError("core", f"{name} has the wrong number of elements")
+        if not all(type(value) is int and 0 <= value <= M64 for value in values):
+            raise SnapshotError("core", f"{name} is not made of 64-bit numbers")
+    legal = (
+        fields["privilege"] in (0, PRIVILEGE_S, PRIVILEGE_M)
+        and fields["pc"] % 2 == 0
+        and fields["satp"] >> 60 in (0, 8)
+        and fields["frm"] < 8
+        and fields["fflags"] < 32
+        and fields["firmware_emulated"] < 2
+        and fields["x"][0] == 0
+    )
+    if not legal:
+        raise SnapshotError("core", "a register has a value that no hart can have")
     return fields

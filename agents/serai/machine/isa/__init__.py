@@ -1,0 +1,1 @@
+"""The instruction set: formats, the table, and the semantics of every instruction."""

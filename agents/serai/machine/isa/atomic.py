@@ -5,8 +5,6 @@ harts on shared RAM need and the architecture allows.
 """
 
 # ruff: noqa: D103 - the clause in the table says what a semantics function does
-from typing import Any
-
 from serai.machine.isa.table import instruction
 from serai.machine.native.intrinsics import (
     compare_exchange,
@@ -24,7 +22,7 @@ from serai.machine.native.intrinsics import (
     sext32,
     write_pointer,
 )
-from serai.machine.native.layout import NO_RESERVATION
+from serai.machine.native.layout import NO_RESERVATION, State
 
 
 def atomic(funct5: str, width: str) -> str:
@@ -36,7 +34,7 @@ D = "011"
 
 
 @instruction("00010 .. 00000 ..... 010 ..... 0101111", "R", clause="14.2")
-def lr_w(s: Any, rs1: int) -> int:
+def lr_w(s: State, rs1: int) -> int:
     pointer = read_pointer(rs1, 4)
     value = host_load(pointer, 4)
     s.reservation = pointer - s.ram_delta
@@ -45,7 +43,7 @@ def lr_w(s: Any, rs1: int) -> int:
 
 
 @instruction("00010 .. 00000 ..... 011 ..... 0101111", "R", clause="14.2")
-def lr_d(s: Any, rs1: int) -> int:
+def lr_d(s: State, rs1: int) -> int:
     pointer = read_pointer(rs1, 8)
     value = host_load(pointer, 8)
     s.reservation = pointer - s.ram_delta
@@ -54,7 +52,7 @@ def lr_d(s: Any, rs1: int) -> int:
 
 
 @instruction(atomic("00011", W), "R", clause="14.2")
-def sc_w(s: Any, rs1: int, rs2: int) -> int:
+def sc_w(s: State, rs1: int, rs2: int) -> int:
     pointer = write_pointer(rs1, 4)
     reserved = s.reservation
     s.reservation = NO_RESERVATION
@@ -64,7 +62,7 @@ def sc_w(s: Any, rs1: int, rs2: int) -> int:
 
 
 @instruction(atomic("00011", D), "R", clause="14.2")
-def sc_d(s: Any, rs1: int, rs2: int) -> int:
+def sc_d(s: State, rs1: int, rs2: int) -> int:
     pointer = write_pointer(rs1, 8)
     reserved = s.reservation
     s.reservation = NO_RESERVATION

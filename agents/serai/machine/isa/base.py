@@ -64,32 +64,32 @@ def branch(funct3: str) -> str:
 
 
 @instruction(branch("000"), "B", clause="2.5.2", effect=Effect.BRANCH)
-def beq(rs1: int, rs2: int) -> bool:
+def beq(rs1: int, rs2: int) -> int:
     return rs1 == rs2
 
 
 @instruction(branch("001"), "B", clause="2.5.2", effect=Effect.BRANCH)
-def bne(rs1: int, rs2: int) -> bool:
+def bne(rs1: int, rs2: int) -> int:
     return rs1 != rs2
 
 
 @instruction(branch("100"), "B", clause="2.5.2", effect=Effect.BRANCH)
-def blt(rs1: int, rs2: int) -> bool:
+def blt(rs1: int, rs2: int) -> int:
     return slt(rs1, rs2)
 
 
 @instruction(branch("101"), "B", clause="2.5.2", effect=Effect.BRANCH)
-def bge(rs1: int, rs2: int) -> bool:
+def bge(rs1: int, rs2: int) -> int:
     return sge(rs1, rs2)
 
 
 @instruction(branch("110"), "B", clause="2.5.2", effect=Effect.BRANCH)
-def bltu(rs1: int, rs2: int) -> bool:
+def bltu(rs1: int, rs2: int) -> int:
     return rs1 < rs2
 
 
 @instruction(branch("111"), "B", clause="2.5.2", effect=Effect.BRANCH)
-def bgeu(rs1: int, rs2: int) -> bool:
+def bgeu(rs1: int, rs2: int) -> int:
     return rs1 >= rs2
 
 
@@ -158,12 +158,12 @@ def addi(rs1: int, imm: int) -> int:
 
 
 @instruction(immediate("010"), "I", clause="2.4.1")
-def slti(rs1: int, imm: int) -> bool:
+def slti(rs1: int, imm: int) -> int:
     return slt(rs1, imm)
 
 
 @instruction(immediate("011"), "I", clause="2.4.1")
-def sltiu(rs1: int, imm: int) -> bool:
+def sltiu(rs1: int, imm: int) -> int:
     return rs1 < imm
 
 
@@ -213,12 +213,12 @@ def sll(rs1: int, rs2: int) -> int:
 
 
 @instruction(register_register("0000000", "010"), "R", clause="2.4.2", name="slt")
-def slt_(rs1: int, rs2: int) -> bool:
+def slt_(rs1: int, rs2: int) -> int:
     return slt(rs1, rs2)
 
 
 @instruction(register_register("0000000", "011"), "R", clause="2.4.2")
-def sltu(rs1: int, rs2: int) -> bool:
+def sltu(rs1: int, rs2: int) -> int:
     return rs1 < rs2
 
 

@@ -6,8 +6,6 @@ smallest normal number, so that neither overflow, underflow nor a NaN is involve
 """
 
 # ruff: noqa: D103 - the clause in the table says what a semantics function does
-from typing import Any
-
 from serai.machine.isa.table import Effect, Float, instruction
 from serai.machine.native.intrinsics import (
     host_add32,
@@ -29,6 +27,7 @@ from serai.machine.native.intrinsics import (
     zext32,
 )
 from serai.machine.native.language import native
+from serai.machine.native.layout import State
 from serai.machine.native.runtime.softfloat import (
     FLAG_NX,
     NAN32,
@@ -68,7 +67,7 @@ def box(value: int) -> int:
 
 
 @native
-def host_may(s: Any, rm: int) -> int:
+def host_may(s: State, rm: int) -> int:
     """Whether the host's default environment rounds alike and the inexact flag is set anyway."""
     return rm == RNE and s.fflags & FLAG_NX != 0
 
@@ -118,7 +117,7 @@ def fsd(rs1: int, frs2: int, imm: int) -> None:
 
 
 @instruction(arithmetic("0000000"), "R-rm", clause="21.6", effect=Effect.FLOAT, float_=Float.WRITES)
-def fadd_s(s: Any, frs1: int, frs2: int, rm: int) -> int:
+def fadd_s(s: State, frs1: int, frs2: int, rm: int) -> int:
     a = unbox(frs1)
     b = unbox(frs2)
     if host_may(s, rm):
@@ -129,7 +128,7 @@ def fadd_s(s: Any, frs1: int, frs2: int, rm: int) -> int:
 
 
 @instruction(arithmetic("0000100"), "R-rm", clause="21.6", effect=Effect.FLOAT, float_=Float.WRITES)
-def fsub_s(s: Any, frs1: int, frs2: int, rm: int) -> int:
+def fsub_s(s: State, frs1: int, frs2: int, rm: int) -> int:
     a = unbox(frs1)
     b = unbox(frs2)
     if host_may(s, rm):
@@ -140,7 +139,7 @@ def fsub_s(s: Any, frs1: int, frs2: int, rm: int) -> int:
 
 
 @instruction(arithmetic("0001000"), "R-rm", clause="21.6", effect=Effect.FLOAT, float_=Float.WRITES)
-def fmul_s(s: Any, frs1: int, frs2: int, rm: int) -> int:
+def fmul_s(s: State, frs1: int, frs2: int, rm: int) -> int:
     a = unbox(frs1)
     b = unbox(frs2)
     if host_may(s, rm):
@@ -151,7 +150,7 @@ def fmul_s(s: Any, frs1: int, frs2: int, rm: int) -> int:
 
 
 @instruction(arithmetic("0001100"), "R-rm", clause="21.6", effect=Effect.FLOAT, float_=Float.WRITES)
-def fdiv_s(s: Any, frs1: int, frs2: int, rm: int) -> int:
+def fdiv_s(s: State, frs1: int, frs2: int, rm: int) -> int:
     a = unbox(frs1)
     b = unbox(frs2)
     if host_may(s, rm):
@@ -162,7 +161,7 @@ def fdiv_s(s: Any, frs1: int, frs2: int, rm: int) -> int:
 
 
 @instruction(arithmetic("0101100", "00000"), "R-rm", clause="21.6", effect=Effect.FLOAT, float_=Float.WRITES)
-def fsqrt_s(s: Any, frs1: int, rm: int) -> int:
+def fsqrt_s(s: State, frs1: int, rm: int) -> int:
     a = unbox(frs1)
     if host_may(s, rm) and not a >> 31:
         result = host_sqrt32(a)
@@ -172,9 +171,9 @@ def fsqrt_s(s: Any, frs1: int, rm: int) -> int:
 
 
 @native
-def fused32(s: Any, a: int, b: int, c: int, rm: int) -> int:
+def fused32(s: State, a: int, b: int, c: int, rm: int) -> int:
     """a * b + c with one rounding."""
-    if HOST_HAS_FMA:
+    if HOST_HAS_FMA:  # noqa: SIM102 - decided when the machine is compiled
         if host_may(s, rm):
             result = host_fma32(a, b, c)
             if is_safe32(result):
@@ -185,28 +184,28 @@ def fused32(s: Any, a: int, b: int, c: int, rm: int) -> int:
 @instruction(
     ".....00 ..... ..... ... ..... 1000011", "R4", clause="21.6", effect=Effect.FLOAT, float_=Float.WRITES
 )
-def fmadd_s(s: Any, frs1: int, frs2: int, frs3: int, rm: int) -> int:
+def fmadd_s(s: State, frs1: int, frs2: int, frs3: int, rm: int) -> int:
     return box(fused32(s, unbox(frs1), unbox(frs2), unbox(frs3), rm))
 
 
 @instruction(
     ".....00 ..... ..... ... ..... 1000111", "R4", clause="21.6", effect=Effect.FLOAT, float_=Float.WRITES
 )
-def fmsub_s(s: Any, frs1: int, frs2: int, frs3: int, rm: int) -> int:
+def fmsub_s(s: State, frs1: int, frs2: int, frs3: int, rm: int) -> int:
     return box(fused32(s, unbox(frs1), unbox(frs2), negate(unbox(frs3), 0), rm))
 
 
 @instruction(
     ".....00 ..... ..... ... ..... 1001011", "R4", clause="21.6", effect=Effect.FLOAT, float_=Float.WRITES
 )
-def fnmsub_s(s: Any, frs1: int, frs2: int, frs3: int, rm: int) -> int:
+def fnmsub_s(s: State, frs1: int, frs2: int, frs3: int, rm: int) -> int:
     return box(fused32(s, negate(unbox(frs1), 0), unbox(frs2), unbox(frs3), rm))
 
 
 @instruction(
     ".....00 ..... ..... ... ..... 1001111", "R4", clause="21.6", effect=Effect.FLOAT, float_=Float.WRITES
 )
-def fnmadd_s(s: Any, frs1: int, frs2: int, frs3: int, rm: int) -> int:
+def fnmadd_s(s: State, frs1: int, frs2: int, frs3: int, rm: int) -> int:
     return box(fused32(s, negate(unbox(frs1), 0), unbox(frs2), negate(unbox(frs3), 0), rm))
 
 
@@ -234,35 +233,35 @@ def fsgnjx_s(frs1: int, frs2: int) -> int:
 @instruction(
     arithmetic("0010100", funct3="000"), "R", clause="21.6", effect=Effect.FLOAT, float_=Float.WRITES
 )
-def fmin_s(s: Any, frs1: int, frs2: int) -> int:
+def fmin_s(s: State, frs1: int, frs2: int) -> int:
     return box(soft_min_max(s, unbox(frs1), unbox(frs2), 0, 0))
 
 
 @instruction(
     arithmetic("0010100", funct3="001"), "R", clause="21.6", effect=Effect.FLOAT, float_=Float.WRITES
 )
-def fmax_s(s: Any, frs1: int, frs2: int) -> int:
+def fmax_s(s: State, frs1: int, frs2: int) -> int:
     return box(soft_min_max(s, unbox(frs1), unbox(frs2), 1, 0))
 
 
 @instruction(
     arithmetic("1010000", funct3="000"), "R", clause="21.8", effect=Effect.INTEGER, float_=Float.WRITES
 )
-def fle_s(s: Any, frs1: int, frs2: int) -> int:
+def fle_s(s: State, frs1: int, frs2: int) -> int:
     return soft_less(s, unbox(frs1), unbox(frs2), 1, 0)
 
 
 @instruction(
     arithmetic("1010000", funct3="001"), "R", clause="21.8", effect=Effect.INTEGER, float_=Float.WRITES
 )
-def flt_s(s: Any, frs1: int, frs2: int) -> int:
+def flt_s(s: State, frs1: int, frs2: int) -> int:
     return soft_less(s, unbox(frs1), unbox(frs2), 0, 0)
 
 
 @instruction(
     arithmetic("1010000", funct3="010"), "R", clause="21.8", effect=Effect.INTEGER, float_=Float.WRITES
 )
-def feq_s(s: Any, frs1: int, frs2: int) -> int:
+def feq_s(s: State, frs1: int, frs2: int) -> int:
     return soft_equal(s, unbox(frs1), unbox(frs2), 0)
 
 
@@ -276,12 +275,12 @@ def fclass_s(frs1: int) -> int:
 @instruction(
     arithmetic("1100000", "00000"), "R-rm", clause="21.7", effect=Effect.INTEGER, float_=Float.WRITES
 )
-def fcvt_w_s(s: Any, frs1: int, rm: int) -> int:
+def fcvt_w_s(s: State, frs1: int, rm: int) -> int:
     return sext32(soft_to_int(s, unbox(frs1), rm, 0, 32, 0))
 
 
 @instruction(arithmetic("1101000", "00000"), "R-rm", clause="21.7", effect=Effect.FLOAT, float_=Float.WRITES)
-def fcvt_s_w(s: Any, rs1: int, rm: int) -> int:
+def fcvt_s_w(s: State, rs1: int, rm: int) -> int:
     value = sext32(rs1)
     if sge(value, 0):
         return box(soft_from_int(s, value, 0, rm, 0))
@@ -291,24 +290,24 @@ def fcvt_s_w(s: Any, rs1: int, rm: int) -> int:
 @instruction(
     arithmetic("1100000", "00001"), "R-rm", clause="21.7", effect=Effect.INTEGER, float_=Float.WRITES
 )
-def fcvt_wu_s(s: Any, frs1: int, rm: int) -> int:
+def fcvt_wu_s(s: State, frs1: int, rm: int) -> int:
     return sext32(soft_to_int(s, unbox(frs1), rm, 1, 32, 0))
 
 
 @instruction(arithmetic("1101000", "00001"), "R-rm", clause="21.7", effect=Effect.FLOAT, float_=Float.WRITES)
-def fcvt_s_wu(s: Any, rs1: int, rm: int) -> int:
+def fcvt_s_wu(s: State, rs1: int, rm: int) -> int:
     return box(soft_from_int(s, zext32(rs1), 0, rm, 0))
 
 
 @instruction(
     arithmetic("1100000", "00010"), "R-rm", clause="21.7", effect=Effect.INTEGER, float_=Float.WRITES
 )
-def fcvt_l_s(s: Any, frs1: int, rm: int) -> int:
+def fcvt_l_s(s: State, frs1: int, rm: int) -> int:
     return soft_to_int(s, unbox(frs1), rm, 0, 64, 0)
 
 
 @instruction(arithmetic("1101000", "00010"), "R-rm", clause="21.7", effect=Effect.FLOAT, float_=Float.WRITES)
-def fcvt_s_l(s: Any, rs1: int, rm: int) -> int:
+def fcvt_s_l(s: State, rs1: int, rm: int) -> int:
     value = rs1
     if sge(value, 0):
         return box(soft_from_int(s, value, 0, rm, 0))
@@ -318,17 +317,17 @@ def fcvt_s_l(s: Any, rs1: int, rm: int) -> int:
 @instruction(
     arithmetic("1100000", "00011"), "R-rm", clause="21.7", effect=Effect.INTEGER, float_=Float.WRITES
 )
-def fcvt_lu_s(s: Any, frs1: int, rm: int) -> int:
+def fcvt_lu_s(s: State, frs1: int, rm: int) -> int:
     return soft_to_int(s, unbox(frs1), rm, 1, 64, 0)
 
 
 @instruction(arithmetic("1101000", "00011"), "R-rm", clause="21.7", effect=Effect.FLOAT, float_=Float.WRITES)
-def fcvt_s_lu(s: Any, rs1: int, rm: int) -> int:
+def fcvt_s_lu(s: State, rs1: int, rm: int) -> int:
     return box(soft_from_int(s, rs1, 0, rm, 0))
 
 
 @instruction(arithmetic("0000001"), "R-rm", clause="22.4", effect=Effect.FLOAT, float_=Float.WRITES)
-def fadd_d(s: Any, frs1: int, frs2: int, rm: int) -> int:
+def fadd_d(s: State, frs1: int, frs2: int, rm: int) -> int:
     if host_may(s, rm):
         result = host_add64(frs1, frs2)
         if is_safe64(result):
@@ -337,7 +336,7 @@ def fadd_d(s: Any, frs1: int, frs2: int, rm: int) -> int:
 
 
 @instruction(arithmetic("0000101"), "R-rm", clause="22.4", effect=Effect.FLOAT, float_=Float.WRITES)
-def fsub_d(s: Any, frs1: int, frs2: int, rm: int) -> int:
+def fsub_d(s: State, frs1: int, frs2: int, rm: int) -> int:
     if host_may(s, rm):
         result = host_sub64(frs1, frs2)
         if is_safe64(result):
@@ -346,7 +345,7 @@ def fsub_d(s: Any, frs1: int, frs2: int, rm: int) -> int:
 
 
 @instruction(arithmetic("0001001"), "R-rm", clause="22.4", effect=Effect.FLOAT, float_=Float.WRITES)
-def fmul_d(s: Any, frs1: int, frs2: int, rm: int) -> int:
+def fmul_d(s: State, frs1: int, frs2: int, rm: int) -> int:
     if host_may(s, rm):
         result = host_mul64(frs1, frs2)
         if is_safe64(result):
@@ -355,7 +354,7 @@ def fmul_d(s: Any, frs1: int, frs2: int, rm: int) -> int:
 
 
 @instruction(arithmetic("0001101"), "R-rm", clause="22.4", effect=Effect.FLOAT, float_=Float.WRITES)
-def fdiv_d(s: Any, frs1: int, frs2: int, rm: int) -> int:
+def fdiv_d(s: State, frs1: int, frs2: int, rm: int) -> int:
     if host_may(s, rm):
         result = host_div64(frs1, frs2)
         if is_safe64(result):
@@ -364,7 +363,7 @@ def fdiv_d(s: Any, frs1: int, frs2: int, rm: int) -> int:
 
 
 @instruction(arithmetic("0101101", "00000"), "R-rm", clause="22.4", effect=Effect.FLOAT, float_=Float.WRITES)
-def fsqrt_d(s: Any, frs1: int, rm: int) -> int:
+def fsqrt_d(s: State, frs1: int, rm: int) -> int:
     if host_may(s, rm) and not frs1 >> 63:
         result = host_sqrt64(frs1)
         if is_safe64(result):
@@ -373,9 +372,9 @@ def fsqrt_d(s: Any, frs1: int, rm: int) -> int:
 
 
 @native
-def fused64(s: Any, a: int, b: int, c: int, rm: int) -> int:
+def fused64(s: State, a: int, b: int, c: int, rm: int) -> int:
     """a * b + c with one rounding."""
-    if HOST_HAS_FMA:
+    if HOST_HAS_FMA:  # noqa: SIM102 - decided when the machine is compiled
         if host_may(s, rm):
             result = host_fma64(a, b, c)
             if is_safe64(result):
@@ -386,28 +385,28 @@ def fused64(s: Any, a: int, b: int, c: int, rm: int) -> int:
 @instruction(
     ".....01 ..... ..... ... ..... 1000011", "R4", clause="22.4", effect=Effect.FLOAT, float_=Float.WRITES
 )
-def fmadd_d(s: Any, frs1: int, frs2: int, frs3: int, rm: int) -> int:
+def fmadd_d(s: State, frs1: int, frs2: int, frs3: int, rm: int) -> int:
     return fused64(s, frs1, frs2, frs3, rm)
 
 
 @instruction(
     ".....01 ..... ..... ... ..... 1000111", "R4", clause="22.4", effect=Effect.FLOAT, float_=Float.WRITES
 )
-def fmsub_d(s: Any, frs1: int, frs2: int, frs3: int, rm: int) -> int:
+def fmsub_d(s: State, frs1: int, frs2: int, frs3: int, rm: int) -> int:
     return fused64(s, frs1, frs2, negate(frs3, 1), rm)
 
 
 @instruction(
     ".....01 ..... ..... ... ..... 1001011", "R4", clause="22.4", effect=Effect.FLOAT, float_=Float.WRITES
 )
-def fnmsub_d(s: Any, frs1: int, frs2: int, frs3: int, rm: int) -> int:
+def fnmsub_d(s: State, frs1: int, frs2: int, frs3: int, rm: int) -> int:
     return fused64(s, negate(frs1, 1), frs2, frs3, rm)
 
 
 @instruction(
     ".....01 ..... ..... ... ..... 1001111", "R4", clause="22.4", effect=Effect.FLOAT, float_=Float.WRITES
 )
-def fnmadd_d(s: Any, frs1: int, frs2: int, frs3: int, rm: int) -> int:
+def fnmadd_d(s: State, frs1: int, frs2: int, frs3: int, rm: int) -> int:
     return fused64(s, negate(frs1, 1), frs2, negate(frs3, 1), rm)
 
 
@@ -435,35 +434,35 @@ def fsgnjx_d(frs1: int, frs2: int) -> int:
 @instruction(
     arithmetic("0010101", funct3="000"), "R", clause="22.4", effect=Effect.FLOAT, float_=Float.WRITES
 )
-def fmin_d(s: Any, frs1: int, frs2: int) -> int:
+def fmin_d(s: State, frs1: int, frs2: int) -> int:
     return soft_min_max(s, frs1, frs2, 0, 1)
 
 
 @instruction(
     arithmetic("0010101", funct3="001"), "R", clause="22.4", effect=Effect.FLOAT, float_=Float.WRITES
 )
-def fmax_d(s: Any, frs1: int, frs2: int) -> int:
+def fmax_d(s: State, frs1: int, frs2: int) -> int:
     return soft_min_max(s, frs1, frs2, 1, 1)
 
 
 @instruction(
     arithmetic("1010001", funct3="000"), "R", clause="22.6", effect=Effect.INTEGER, float_=Float.WRITES
 )
-def fle_d(s: Any, frs1: int, frs2: int) -> int:
+def fle_d(s: State, frs1: int, frs2: int) -> int:
     return soft_less(s, frs1, frs2, 1, 1)
 
 
 @instruction(
     arithmetic("1010001", funct3="001"), "R", clause="22.6", effect=Effect.INTEGER, float_=Float.WRITES
 )
-def flt_d(s: Any, frs1: int, frs2: int) -> int:
+def flt_d(s: State, frs1: int, frs2: int) -> int:
     return soft_less(s, frs1, frs2, 0, 1)
 
 
 @instruction(
     arithmetic("1010001", funct3="010"), "R", clause="22.6", effect=Effect.INTEGER, float_=Float.WRITES
 )
-def feq_d(s: Any, frs1: int, frs2: int) -> int:
+def feq_d(s: State, frs1: int, frs2: int) -> int:
     return soft_equal(s, frs1, frs2, 1)
 
 
@@ -477,12 +476,12 @@ def fclass_d(frs1: int) -> int:
 @instruction(
     arithmetic("1100001", "00000"), "R-rm", clause="22.5", effect=Effect.INTEGER, float_=Float.WRITES
 )
-def fcvt_w_d(s: Any, frs1: int, rm: int) -> int:
+def fcvt_w_d(s: State, frs1: int, rm: int) -> int:
     return sext32(soft_to_int(s, frs1, rm, 0, 32, 1))
 
 
 @instruction(arithmetic("1101001", "00000"), "R-rm", clause="22.5", effect=Effect.FLOAT, float_=Float.WRITES)
-def fcvt_d_w(s: Any, rs1: int, rm: int) -> int:
+def fcvt_d_w(s: State, rs1: int, rm: int) -> int:
     value = sext32(rs1)
     if sge(value, 0):
         return soft_from_int(s, value, 0, rm, 1)
@@ -492,24 +491,24 @@ def fcvt_d_w(s: Any, rs1: int, rm: int) -> int:
 @instruction(
     arithmetic("1100001", "00001"), "R-rm", clause="22.5", effect=Effect.INTEGER, float_=Float.WRITES
 )
-def fcvt_wu_d(s: Any, frs1: int, rm: int) -> int:
+def fcvt_wu_d(s: State, frs1: int, rm: int) -> int:
     return sext32(soft_to_int(s, frs1, rm, 1, 32, 1))
 
 
 @instruction(arithmetic("1101001", "00001"), "R-rm", clause="22.5", effect=Effect.FLOAT, float_=Float.WRITES)
-def fcvt_d_wu(s: Any, rs1: int, rm: int) -> int:
+def fcvt_d_wu(s: State, rs1: int, rm: int) -> int:
     return soft_from_int(s, zext32(rs1), 0, rm, 1)
 
 
 @instruction(
     arithmetic("1100001", "00010"), "R-rm", clause="22.5", effect=Effect.INTEGER, float_=Float.WRITES
 )
-def fcvt_l_d(s: Any, frs1: int, rm: int) -> int:
+def fcvt_l_d(s: State, frs1: int, rm: int) -> int:
     return soft_to_int(s, frs1, rm, 0, 64, 1)
 
 
 @instruction(arithmetic("1101001", "00010"), "R-rm", clause="22.5", effect=Effect.FLOAT, float_=Float.WRITES)
-def fcvt_d_l(s: Any, rs1: int, rm: int) -> int:
+def fcvt_d_l(s: State, rs1: int, rm: int) -> int:
     value = rs1
     if sge(value, 0):
         return soft_from_int(s, value, 0, rm, 1)
@@ -519,22 +518,22 @@ def fcvt_d_l(s: Any, rs1: int, rm: int) -> int:
 @instruction(
     arithmetic("1100001", "00011"), "R-rm", clause="22.5", effect=Effect.INTEGER, float_=Float.WRITES
 )
-def fcvt_lu_d(s: Any, frs1: int, rm: int) -> int:
+def fcvt_lu_d(s: State, frs1: int, rm: int) -> int:
     return soft_to_int(s, frs1, rm, 1, 64, 1)
 
 
 @instruction(arithmetic("1101001", "00011"), "R-rm", clause="22.5", effect=Effect.FLOAT, float_=Float.WRITES)
-def fcvt_d_lu(s: Any, rs1: int, rm: int) -> int:
+def fcvt_d_lu(s: State, rs1: int, rm: int) -> int:
     return soft_from_int(s, rs1, 0, rm, 1)
 
 
 @instruction(arithmetic("0100000", "00001"), "R-rm", clause="22.5", effect=Effect.FLOAT, float_=Float.WRITES)
-def fcvt_s_d(s: Any, frs1: int, rm: int) -> int:
+def fcvt_s_d(s: State, frs1: int, rm: int) -> int:
     return box(soft_convert(s, frs1, rm, 0))
 
 
 @instruction(arithmetic("0100001", "00000"), "R-rm", clause="22.5", effect=Effect.FLOAT, float_=Float.WRITES)
-def fcvt_d_s(s: Any, frs1: int, rm: int) -> int:
+def fcvt_d_s(s: State, frs1: int, rm: int) -> int:
     return soft_convert(s, unbox(frs1), rm, 1)
 
 

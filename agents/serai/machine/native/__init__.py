@@ -1,0 +1,1 @@
+"""From the table to native code: language, generators, compiler, cache and loader."""

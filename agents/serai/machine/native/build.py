@@ -32,7 +32,7 @@ EXPORTED = (
     "written_by_device",
 )
 SEMANTICS = ("base", "atomic", "float_", "system", "compressed")
-RUNTIME = ("pages", "memory", "fetch", "traps", "csr", "softfloat")
+RUNTIME = ("pages", "pmp", "memory", "fetch", "traps", "csr", "softfloat")
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +74,8 @@ def _key() -> str:
 
 def cache_directory() -> Path:
     """Where compiled code is kept: $XDG_CACHE_HOME/serai/machine (XDG Base Directory Specification)."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(root) / "serai" / "machine"
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "serai" / "machine"
 
 
 def machine_ir(constants: dict[str, int] | None = None) -> str:
@@ -135,9 +135,9 @@ def _store(path: Path, code: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(hashlib.sha256(code).digest() + code)
-        os.replace(name, path)
+        Path(name).replace(path)
     except BaseException:
-        os.unlink(name)
+        Path(name).unlink()
         raise
 
 

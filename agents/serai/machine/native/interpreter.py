@@ -9,6 +9,7 @@ An instruction that touches memory has two handlers: the fast one probes the TLB
 the slow one, which does the same semantics through the runtime and may trap or leave.
 """
 
+# ruff: noqa: N802 - do_Return translates ast.Return
 from __future__ import annotations
 
 import ast
@@ -65,31 +66,39 @@ class HandlerCompiler(FunctionCompiler):
     # -- pieces ----------------------------------------------------------------------------------------
 
     def field_pointer(self, name: str) -> str:
+        """The address of a field of the state block."""
         return self.assign("ptr", f"getelementptr i8, ptr %s, i64 {FIELDS[name].offset}").text
 
     def load_field(self, name: str) -> Value:
+        """Read a field of the state block."""
         return self.assign("i64", f"load i64, ptr {self.field_pointer(name)}")
 
     def store_field(self, name: str, value: str) -> None:
+        """Write a field of the state block."""
         self.emit(f"store i64 {value}, ptr {self.field_pointer(name)}")
 
     def slot_byte(self, position: int) -> Value:
+        """A register number of the slot."""
         pointer = self.assign("ptr", f"getelementptr i8, ptr %ip, i64 {position}")
         return self.as_type(self.assign("i8", f"load i8, ptr {pointer.text}"), "i64")
 
     def register_pointer(self, bank: str, number: Value) -> str:
+        """The address of a register."""
         base = self.field_pointer(bank)
         return self.assign("ptr", f"getelementptr i64, ptr {base}, i64 {number.text}").text
 
     def register(self, bank: str, position: int) -> Value:
+        """Read the register that the slot names at a byte position."""
         return self.assign("i64", f"load i64, ptr {self.register_pointer(bank, self.slot_byte(position))}")
 
     def immediate(self) -> Value:
+        """The immediate of the slot, sign-extended."""
         pointer = self.assign("ptr", "getelementptr i8, ptr %ip, i64 8")
         narrow = self.assign("i32", f"load i32, ptr {pointer.text}")
         return self.assign("i64", f"sext i32 {narrow.text} to i64")
 
     def pc_of(self, ip: str) -> Value:
+        """The virtual address that belongs to a slot."""
         number = self.assign("i64", f"ptrtoint ptr {ip} to i64")
         shifted = self.assign("i64", f"lshr i64 {number.text}, 3")
         return self.assign("i64", f"add i64 {shifted.text}, %delta")
@@ -116,9 +125,11 @@ class HandlerCompiler(FunctionCompiler):
         self.tail(handler.text, ip=ip, budget=budget, delta=delta, tlb=tlb)
 
     def retire(self) -> Value:
+        """The budget after this instruction."""
         return self.assign("i64", "sub i64 %budget, 1")
 
     def next_ip(self) -> str:
+        """The slot of the next instruction."""
         return self.assign("ptr", f"getelementptr i8, ptr %ip, i64 {self.length // 2 * SLOT}").text
 
     def go_on(self, ip: str) -> None:
@@ -128,6 +139,7 @@ class HandlerCompiler(FunctionCompiler):
         self.dispatch(ip, budget.text)
 
     def check_budget(self, budget: Value, at_end: object) -> None:
+        """At the end of the slice do something else than going on."""
         end, more = self.fresh("end"), self.fresh("more")
         done = self.assign("i1", f"icmp eq i64 {budget.text}, 0")
         self.branch(done, end, more, unlikely=True)
@@ -175,6 +187,7 @@ class HandlerCompiler(FunctionCompiler):
     # -- guest memory ----------------------------------------------------------------------------------
 
     def special_call(self, name: str, node: ast.Call) -> Value | None:
+        """Bind the accesses to guest memory."""
         if name not in MEMORY:
             return None
         address = self.i64(node.args[0])
@@ -306,7 +319,8 @@ class HandlerCompiler(FunctionCompiler):
         self.tail("@enable_float")
         self.label(usable)
 
-    def do_Return(self, node: ast.Return) -> None:  # noqa: N802
+    def do_Return(self, node: ast.Return) -> None:
+        """Keep the value and finish."""
         if node.value is not None:
             value = self.expression(node.value)
             type_ = "i1" if self.instruction.effect is Effect.BRANCH else "i64"
@@ -374,6 +388,7 @@ class HandlerCompiler(FunctionCompiler):
         return self.function_text(name)
 
     def function_text(self, name: str) -> str:
+        """The function as IR."""
         head = f"define internal preserve_nonecc i64 @{name}{SIGNATURE} #0 {{"
         return "\n".join([head, "entry:", *self.entry, *self.lines, "}"])
 

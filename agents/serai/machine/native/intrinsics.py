@@ -16,7 +16,7 @@ Emitter = Callable[[FunctionCompiler, ast.Call], Value]
 INTRINSICS: dict[str, Emitter] = {}
 
 
-def _placeholder(name: str, emitter: Emitter) -> Callable[..., Any]:
+def _placeholder(name: str, emitter: Emitter) -> Callable[..., int]:
     INTRINSICS[name] = emitter
 
     def only_compiled(*_: Any) -> int:

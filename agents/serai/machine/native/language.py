@@ -8,6 +8,7 @@ unsigned; signed ones and everything the operators do not cover are the intrinsi
 ``serai.machine.native.intrinsics``. A global integer is a constant, another native function is called.
 """
 
+# ruff: noqa: D102, N802 - on_X and do_X translate the node class X of ast
 from __future__ import annotations
 
 import ast
@@ -16,13 +17,13 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from serai.machine.native.layout import FIELDS
 
 __all__ = ["FunctionCompiler", "LanguageError", "Value", "compile_function", "function_ast", "native", "u128"]
 
-u128 = int  # the annotation that makes a local variable 128 bits wide
+u128: TypeAlias = int  # the annotation that makes a local variable 128 bits wide
 M64 = (1 << 64) - 1
 
 NativeFunction = Callable[..., Any]
@@ -145,7 +146,7 @@ class FunctionCompiler:
 
     # -- expressions -----------------------------------------------------------------------------------
 
-    def constant(self, node: ast.expr) -> int | None:
+    def constant(self, node: ast.expr) -> int | None:  # noqa: PLR0911
         """The value of a constant expression, None if it is not one."""
         if isinstance(node, ast.Constant) and isinstance(node.value, int):
             return int(node.value)
@@ -187,7 +188,7 @@ class FunctionCompiler:
         value: Value = method(node)
         return value
 
-    def on_Name(self, node: ast.Name) -> Value:  # noqa: N802 - named after the node classes of ast
+    def on_Name(self, node: ast.Name) -> Value:
         type_ = self.variables.get(node.id)
         if type_ is None:
             return self.unbound(node)
@@ -216,13 +217,13 @@ class FunctionCompiler:
             return pointer, "ptr"
         return pointer, "i64"
 
-    def on_Attribute(self, node: ast.Attribute) -> Value:  # noqa: N802
+    def on_Attribute(self, node: ast.Attribute) -> Value:
         pointer, type_ = self.state_pointer(node)
         if type_ == "ptr":  # the address of an array
             return self.assign("i64", f"ptrtoint ptr {pointer} to i64")
         return self.assign("i64", f"load i64, ptr {pointer}")
 
-    def on_Subscript(self, node: ast.Subscript) -> Value:  # noqa: N802
+    def on_Subscript(self, node: ast.Subscript) -> Value:
         pointer, _ = self.state_pointer(node)
         return self.assign("i64", f"load i64, ptr {pointer}")
 
@@ -234,10 +235,10 @@ class FunctionCompiler:
         left, right = self.as_type(left, type_), self.as_type(right, type_)
         return self.assign(type_, f"{verb} {type_} {left.text}, {right.text}")
 
-    def on_BinOp(self, node: ast.BinOp) -> Value:  # noqa: N802
+    def on_BinOp(self, node: ast.BinOp) -> Value:
         return self.binary(node.op, self.expression(node.left), self.expression(node.right), node)
 
-    def on_UnaryOp(self, node: ast.UnaryOp) -> Value:  # noqa: N802
+    def on_UnaryOp(self, node: ast.UnaryOp) -> Value:
         value = self.expression(node.operand)
         if isinstance(node.op, ast.Not):
             value = self.as_condition(value)
@@ -247,11 +248,20 @@ class FunctionCompiler:
             return self.assign(value.type, f"sub {value.type} 0, {value.text}")
         return self.assign(value.type, f"xor {value.type} {value.text}, -1")
 
-    def on_Compare(self, node: ast.Compare) -> Value:  # noqa: N802
-        if len(node.ops) != 1:
-            raise self.fail(node, "chained comparison")
-        left, right = self.expression(node.left), self.expression(node.comparators[0])
-        return self.compare(COMPARE[type(node.ops[0])], left, right)
+    def on_Compare(self, node: ast.Compare) -> Value:
+        operands = [node.left, *node.comparators]
+        parts = [self.pair(*pair) for pair in zip(operands[:-1], node.ops, operands[1:], strict=True)]
+        return functools.reduce(lambda a, b: self.assign("i1", f"and i1 {a.text}, {b.text}"), parts)
+
+    def pair(self, left: ast.expr, operator: ast.cmpop, right: ast.expr) -> Value:
+        """One comparison; ``in`` compares with each member."""
+        if isinstance(operator, ast.In) and isinstance(right, ast.Tuple | ast.Set):
+            equal = [self.pair(left, ast.Eq(), member) for member in right.elts]
+            return functools.reduce(lambda a, b: self.assign("i1", f"or i1 {a.text}, {b.text}"), equal)
+        if isinstance(operator, ast.NotIn):
+            found = self.pair(left, ast.In(), right)
+            return self.assign("i1", f"xor i1 {found.text}, true")
+        return self.compare(COMPARE[type(operator)], self.expression(left), self.expression(right))
 
     def compare(self, predicate: str, left: Value, right: Value) -> Value:
         """Compare two integers with an LLVM predicate."""
@@ -259,7 +269,7 @@ class FunctionCompiler:
         left, right = self.as_type(left, type_), self.as_type(right, type_)
         return self.assign("i1", f"icmp {predicate} {type_} {left.text}, {right.text}")
 
-    def on_BoolOp(self, node: ast.BoolOp) -> Value:  # noqa: N802
+    def on_BoolOp(self, node: ast.BoolOp) -> Value:
         result, done = self.slot("i1"), self.fresh("done")
         for position, part in enumerate(node.values):
             value = self.as_condition(self.expression(part))
@@ -272,7 +282,7 @@ class FunctionCompiler:
         self.label(done)
         return self.assign("i1", f"load i1, ptr {result}")
 
-    def on_IfExp(self, node: ast.IfExp) -> Value:  # noqa: N802
+    def on_IfExp(self, node: ast.IfExp) -> Value:
         then, otherwise, done = self.fresh("then"), self.fresh("else"), self.fresh("done")
         self.branch(self.as_condition(self.expression(node.test)), then, otherwise)
         self.label(then)
@@ -294,7 +304,7 @@ class FunctionCompiler:
         self.entry.append(f"  {name} = alloca {type_}")
         return name
 
-    def on_Call(self, node: ast.Call) -> Value:  # noqa: N802
+    def on_Call(self, node: ast.Call) -> Value:
         from serai.machine.native.intrinsics import INTRINSICS  # noqa: PLC0415 - mutual
 
         if not isinstance(node.func, ast.Name) or node.keywords:
@@ -352,23 +362,23 @@ class FunctionCompiler:
         else:
             raise self.fail(target, "cannot assign to this")
 
-    def do_Assign(self, node: ast.Assign) -> None:  # noqa: N802
+    def do_Assign(self, node: ast.Assign) -> None:
         value = self.expression(node.value)
         for target in node.targets:
             self.store_to(target, value)
 
-    def do_AnnAssign(self, node: ast.AnnAssign) -> None:  # noqa: N802
+    def do_AnnAssign(self, node: ast.AnnAssign) -> None:
         assert isinstance(node.target, ast.Name) and isinstance(node.annotation, ast.Name)
         self.declare(node.target.id, "i128" if node.annotation.id == "u128" else "i64")
         if node.value is not None:
             self.store_to(node.target, self.expression(node.value))
 
-    def do_AugAssign(self, node: ast.AugAssign) -> None:  # noqa: N802
+    def do_AugAssign(self, node: ast.AugAssign) -> None:
         load = node.target
         current = self.expression(load)
         self.store_to(node.target, self.binary(node.op, current, self.expression(node.value), node))
 
-    def do_If(self, node: ast.If) -> None:  # noqa: N802
+    def do_If(self, node: ast.If) -> None:
         constant = self.constant(node.test)
         if constant is not None:
             self.block(node.body if constant else node.orelse)
@@ -387,7 +397,7 @@ class FunctionCompiler:
             return
         self.label(done)
 
-    def do_While(self, node: ast.While) -> None:  # noqa: N802
+    def do_While(self, node: ast.While) -> None:
         head, body, done = self.fresh("head"), self.fresh("body"), self.fresh("done")
         self.label(head)
         if self.constant(node.test):
@@ -404,22 +414,22 @@ class FunctionCompiler:
         self.loops.pop()
         self.label(done)
 
-    def do_Break(self, node: ast.Break) -> None:  # noqa: N802
+    def do_Break(self, node: ast.Break) -> None:
         self.emit(f"br label {self.loops[-1][1]}")
         self.terminated = True
 
-    def do_Continue(self, node: ast.Continue) -> None:  # noqa: N802
+    def do_Continue(self, node: ast.Continue) -> None:
         self.emit(f"br label {self.loops[-1][0]}")
         self.terminated = True
 
-    def do_Pass(self, node: ast.Pass) -> None:  # noqa: N802
+    def do_Pass(self, node: ast.Pass) -> None:
         pass
 
-    def do_Expr(self, node: ast.Expr) -> None:  # noqa: N802
+    def do_Expr(self, node: ast.Expr) -> None:
         if not isinstance(node.value, ast.Constant):  # a docstring
             self.expression(node.value)
 
-    def do_Return(self, node: ast.Return) -> None:  # noqa: N802
+    def do_Return(self, node: ast.Return) -> None:
         value = self.i64(node.value) if node.value is not None else Value("i64", "0")
         self.emit(f"ret i64 {value.text}")
         self.terminated = True

@@ -18,6 +18,30 @@ class Place:
     count: int
 
 
+class Word(int):
+    """A field of the state block, as the restricted language sees it: a number or an array of numbers."""
+
+    def __getitem__(self, index: int) -> int:
+        """Element of an array field."""
+        raise NotImplementedError
+
+    def __setitem__(self, index: int, value: int) -> None:
+        """Element of an array field."""
+        raise NotImplementedError
+
+
+class State:
+    """The state block as a parameter of native functions; only ever compiled, never instantiated."""
+
+    def __getattr__(self, name: str) -> Word:
+        """A field of FIELDS."""
+        raise NotImplementedError
+
+    def __setattr__(self, name: str, value: int) -> None:
+        """A field of FIELDS."""
+        raise NotImplementedError
+
+
 # Software TLB: for each data mode an array of read entries, then one of write entries, {tag, addend} each.
 TLB_BITS: Final = 9
 TLB_SIZE: Final = 1 << TLB_BITS
@@ -63,28 +87,85 @@ EXIT_ENVIRONMENT_CALL: Final = 4
 EXIT_REQUESTED: Final = 5
 EXIT_FAULT: Final = 6
 
-_SCALARS = """
-pc privilege
-fflags frm
-mstatus mie mip medeleg mideleg mtvec mepc mcause mtval mscratch mcounteren menvcfg mcountinhibit
-stvec sepc scause stval sscratch scounteren senvcfg satp stimecmp
-lines
-firmware_emulated hart_id
-minstret_offset mcycle_offset
-steps step_limit run_limit traps slice_budget last_clock_steps decode_handler cross_handler straddle_handler
-quiet
-reservation reservation_value
-request
-virtual_clock time_offset clock_gettime last_time
-ram_base ram_size ram_host ram_delta
-page_flags code_map code_pool code_pool_next code_pool_end
-flat_low flat_high tlb_used exec_used
-trap_cause trap_value
-exit_reason exit_address exit_width exit_value
-mmio_ready mmio_value
-result ip delta tlb exec_set recheck
-fault_pc fault_steps
-""".split()
+_SCALARS = [
+    "pc",
+    "privilege",
+    "fflags",
+    "frm",
+    "mstatus",
+    "mie",
+    "mip",
+    "medeleg",
+    "mideleg",
+    "mtvec",
+    "mepc",
+    "mcause",
+    "mtval",
+    "mscratch",
+    "mcounteren",
+    "menvcfg",
+    "mcountinhibit",
+    "stvec",
+    "sepc",
+    "scause",
+    "stval",
+    "sscratch",
+    "scounteren",
+    "senvcfg",
+    "satp",
+    "stimecmp",
+    "lines",
+    "firmware_emulated",
+    "hart_id",
+    "minstret_offset",
+    "mcycle_offset",
+    "steps",
+    "step_limit",
+    "run_limit",
+    "traps",
+    "slice_budget",
+    "last_clock_steps",
+    "decode_handler",
+    "cross_handler",
+    "straddle_handler",
+    "quiet",
+    "reservation",
+    "reservation_value",
+    "request",
+    "virtual_clock",
+    "time_offset",
+    "clock_gettime",
+    "last_time",
+    "ram_base",
+    "ram_size",
+    "ram_host",
+    "ram_delta",
+    "page_flags",
+    "code_map",
+    "code_pool",
+    "code_pool_next",
+    "code_pool_end",
+    "flat_low",
+    "flat_high",
+    "tlb_used",
+    "exec_used",
+    "trap_cause",
+    "trap_value",
+    "exit_reason",
+    "exit_address",
+    "exit_width",
+    "exit_value",
+    "mmio_ready",
+    "mmio_value",
+    "result",
+    "ip",
+    "delta",
+    "tlb",
+    "exec_set",
+    "recheck",
+    "fault_pc",
+    "fault_steps",
+]
 
 
 def _layout() -> tuple[dict[str, Place], int]:
@@ -100,6 +181,8 @@ def _layout() -> tuple[dict[str, Place], int]:
     add("f", 32)
     for name in _SCALARS:
         add(name, 1)
+    add("pmpcfg", 2)
+    add("pmpaddr", 16)
     add("timespec", 2)
     offset = (offset + 63) & ~63
     add("straddle", 2 * 8)  # slots of an instruction that crosses a page, and the sentinel behind it

@@ -1,7 +1,7 @@
-"""A small loader of relocatable x86-64 and AArch64-free ELF objects into private executable memory.
+"""A small loader of relocatable x86-64 ELF objects into private executable memory.
 
 System V ABI, AMD64 supplement: only what LLVM emits for the machine's own object, which has no undefined
-symbols. The mapping is MAP_PRIVATE, so that a forked guest process shares the pages and cannot disturb others.
+symbols. The mapping is private, so that a forked guest process shares the pages and cannot disturb others.
 """
 
 from __future__ import annotations

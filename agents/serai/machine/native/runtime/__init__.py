@@ -1,0 +1,1 @@
+"""The runtime of the native code, in the restricted language."""

@@ -1,14 +1,14 @@
 """Control and status registers. Native code (restricted language).
 
 Privileged ISA chapters 2 (numbers), 3.1 (machine), 12.1 (supervisor); Unprivileged ISA 7 (Zicsr), 8 (Zicntr),
-21.2 (fcsr); Sstc. Fields that have no function here are read-only zero (WARL); there are no PMP entries.
+21.2 (fcsr); Sstc. Fields that have no function here are read-only zero (WARL).
 """
 
-from typing import Any
-
+# ruff: noqa: PLR0912, PLR0917 - the restricted language has no tables, tuples or built-ins
 from serai.machine.native.language import native
-from serai.machine.native.layout import OK, REFRESH
+from serai.machine.native.layout import OK, REFRESH, State
 from serai.machine.native.runtime.pages import flush_all, flush_data
+from serai.machine.native.runtime.pmp import read_pmp, write_pmp
 from serai.machine.native.runtime.traps import (
     STATUS_FS,
     STATUS_MPP,
@@ -76,7 +76,7 @@ MCONFIGPTR = 0xF15
 
 
 @native
-def status_with_dirty(s: Any) -> int:
+def status_with_dirty(s: State) -> int:
     """Mstatus with its read-only parts: SD summarises FS."""
     status = s.mstatus | STATUS_XL
     if status & STATUS_FS == STATUS_FS:
@@ -85,7 +85,7 @@ def status_with_dirty(s: Any) -> int:
 
 
 @native
-def counter_allowed(s: Any, bit: int) -> int:
+def counter_allowed(s: State, bit: int) -> int:
     """Whether mcounteren and scounteren open a counter to the current privilege."""
     if s.privilege == 3:
         return 1
@@ -95,7 +95,7 @@ def counter_allowed(s: Any, bit: int) -> int:
 
 
 @native
-def stimecmp_allowed(s: Any) -> int:
+def stimecmp_allowed(s: State) -> int:
     """Sstc: stimecmp is open to S when menvcfg.STCE and mcounteren.TM say so."""
     if s.privilege == 3:
         return 1
@@ -104,18 +104,22 @@ def stimecmp_allowed(s: Any) -> int:
 
 @native
 def is_zero_register(number: int) -> int:
-    """Read-only zero machine registers: identification, PMP, unused counters, triggers (type 0: none)."""
-    if number >= 0x7A0 and number <= 0x7A3:
+    """Read-only zero machine registers: identification, unused counters, triggers (type 0: none)."""
+    if 0x7A0 <= number <= 0x7A3:
         return 1
-    if number >= 0x3A0 and number <= 0x3EF:
+    if 0xB03 <= number <= 0xB1F or 0x323 <= number <= 0x33F:
         return 1
-    if number >= 0xB03 and number <= 0xB1F or number >= 0x323 and number <= 0x33F:
-        return 1
-    return number >= MVENDORID and number <= MCONFIGPTR or number == MCOUNTINHIBIT
+    return MVENDORID <= number <= MCONFIGPTR or number == MCOUNTINHIBIT
 
 
 @native
-def float_csr(s: Any, number: int) -> int:
+def is_pmp_register(number: int) -> int:
+    """pmpcfg0, 2, 4, ... (the odd ones do not exist in RV64) and pmpaddr0..63."""
+    return (0x3A0 <= number <= 0x3AF and not number & 1) or 0x3B0 <= number <= 0x3EF
+
+
+@native
+def float_csr(s: State, number: int) -> int:
     """Read fflags, frm or fcsr."""
     if not s.mstatus & STATUS_FS:
         return illegal(s)
@@ -129,7 +133,7 @@ def float_csr(s: Any, number: int) -> int:
 
 
 @native
-def read_supervisor(s: Any, number: int) -> int:
+def read_supervisor(s: State, number: int) -> int:
     """Read a CSR of the supervisor."""
     if number == SSTATUS:
         s.result = status_with_dirty(s) & SSTATUS_VISIBLE
@@ -165,7 +169,7 @@ def read_supervisor(s: Any, number: int) -> int:
 
 
 @native
-def read_machine(s: Any, number: int) -> int:
+def read_machine(s: State, number: int) -> int:
     """Read a CSR of the machine level."""
     if number == MSTATUS:
         s.result = status_with_dirty(s)
@@ -199,6 +203,8 @@ def read_machine(s: Any, number: int) -> int:
         s.result = s.steps + s.mcycle_offset
     elif number == MINSTRET:
         s.result = s.steps - s.traps + s.minstret_offset
+    elif is_pmp_register(number):
+        s.result = read_pmp(s, number)
     elif is_zero_register(number):
         s.result = 0
     else:
@@ -207,7 +213,7 @@ def read_machine(s: Any, number: int) -> int:
 
 
 @native
-def read_counter(s: Any, number: int) -> int:
+def read_counter(s: State, number: int) -> int:
     """Read cycle, time or instret."""
     if number > INSTRET or not counter_allowed(s, number - CYCLE):
         return illegal(s)
@@ -221,7 +227,7 @@ def read_counter(s: Any, number: int) -> int:
 
 
 @native
-def csr_read(s: Any, number: int) -> int:
+def csr_read(s: State, number: int) -> int:
     """Read a CSR into s.result; access rights of the level are already checked."""
     level = number >> 8
     if level == 0 and number >= FFLAGS and number <= FCSR:
@@ -230,13 +236,13 @@ def csr_read(s: Any, number: int) -> int:
         return read_supervisor(s, number)
     if level == 0xC:
         return read_counter(s, number)
-    if level == 3 or level == 7 or level == 0xB or level == 0xF:
+    if level in {3, 7, 11, 15}:
         return read_machine(s, number)
     return illegal(s)
 
 
 @native
-def write_status(s: Any, value: int, writable: int) -> int:
+def write_status(s: State, value: int, writable: int) -> int:
     """Write mstatus or sstatus; look again at interrupts and translation only where they may change."""
     if value & STATUS_MPP == 2 << 11:
         writable = writable & ~STATUS_MPP
@@ -256,10 +262,10 @@ def write_status(s: Any, value: int, writable: int) -> int:
 
 
 @native
-def write_satp(s: Any, value: int) -> int:
+def write_satp(s: State, value: int) -> int:
     """Write satp: an unsupported mode leaves it unchanged; there are no ASID bits."""
     mode = value >> 60
-    if mode != 0 and mode != SATP_MODE_SV39:
+    if mode not in (0, SATP_MODE_SV39):
         return OK
     s.satp = mode << 60 | value & SATP_PPN
     flush_all(s)
@@ -267,7 +273,7 @@ def write_satp(s: Any, value: int) -> int:
 
 
 @native
-def write_interrupt_csr(s: Any, number: int, value: int) -> int:
+def write_interrupt_csr(s: State, number: int, value: int) -> int:
     """Write mie, sie, mip, sip, mideleg or stimecmp: the interrupts to take may change."""
     writable = SUPERVISOR_INTERRUPTS
     if number == MIE:
@@ -291,7 +297,7 @@ def write_interrupt_csr(s: Any, number: int, value: int) -> int:
 
 
 @native
-def write_float(s: Any, number: int, value: int) -> int:
+def write_float(s: State, number: int, value: int) -> int:
     """Write fflags, frm or fcsr."""
     s.mstatus = s.mstatus | STATUS_FS
     if number == FFLAGS:
@@ -305,13 +311,13 @@ def write_float(s: Any, number: int, value: int) -> int:
 
 
 @native
-def write_supervisor(s: Any, number: int, value: int) -> int:
+def write_supervisor(s: State, number: int, value: int) -> int:
     """Write a CSR of the supervisor."""
     if number == SSTATUS:
         return write_status(s, value, SSTATUS_WRITABLE)
     if number == SATP:
         return write_satp(s, value)
-    if number == SIE or number == SIP or number == STIMECMP:
+    if number in (SIE, SIP, STIMECMP):
         return write_interrupt_csr(s, number, value)
     if number == STVEC:
         s.stvec = value & ~2
@@ -331,11 +337,11 @@ def write_supervisor(s: Any, number: int, value: int) -> int:
 
 
 @native
-def write_machine(s: Any, number: int, value: int) -> int:
+def write_machine(s: State, number: int, value: int) -> int:
     """Write a CSR of the machine level."""
     if number == MSTATUS:
         return write_status(s, value, MSTATUS_WRITABLE)
-    if number == MIE or number == MIP or number == MIDELEG:
+    if number in (MIE, MIP, MIDELEG):
         return write_interrupt_csr(s, number, value)
     if number == MEDELEG:
         s.medeleg = value & EXCEPTIONS
@@ -356,6 +362,10 @@ def write_machine(s: Any, number: int, value: int) -> int:
         s.mcause = value
     elif number == MTVAL:
         s.mtval = value
+    elif is_pmp_register(number):
+        write_pmp(s, number, value)
+        flush_all(s)
+        return REFRESH
     elif number == MCYCLE:
         s.mcycle_offset = value - s.steps - 1
     elif number == MINSTRET:
@@ -364,7 +374,7 @@ def write_machine(s: Any, number: int, value: int) -> int:
 
 
 @native
-def csr_write(s: Any, number: int, value: int) -> int:
+def csr_write(s: State, number: int, value: int) -> int:
     """Write a CSR that has been read."""
     level = number >> 8
     if level == 0:
@@ -375,9 +385,9 @@ def csr_write(s: Any, number: int, value: int) -> int:
 
 
 @native
-def csr_execute(s: Any, number: int, operand: int, operation: int, writes: int, rd: int) -> int:
+def csr_execute(s: State, number: int, operand: int, operation: int, writes: int, rd: int) -> int:
     """Carry out a CSR instruction: operation 1 writes, 2 sets and 3 clears bits (Unprivileged ISA 7.1)."""
-    if number >> 8 & 3 > s.privilege or writes and number >> 10 == 3:
+    if number >> 8 & 3 > s.privilege or (writes and number >> 10 == 3):
         return illegal(s)
     status = csr_read(s, number)
     if status:
@@ -387,12 +397,9 @@ def csr_execute(s: Any, number: int, operand: int, operation: int, writes: int, 
         value = operand
         if operation != 1:
             value = old
-            if number == MIP or number == SIP:  # external lines must not be latched by a read-modify-write
+            if number in (MIP, SIP):  # external lines must not be latched by a read-modify-write
                 value = s.mip
-            if operation == 2:
-                value = value | operand
-            else:
-                value = value & ~operand
+            value = value | operand if operation == 2 else value & ~operand
         status = csr_write(s, number, value)
     s.x[rd] = old
     return status

@@ -1,7 +1,5 @@
 """From a program counter to a decoded slot. Native code (restricted language)."""
 
-from typing import Any
-
 from serai.machine.native.intrinsics import host_load, host_store
 from serai.machine.native.language import native
 from serai.machine.native.layout import (
@@ -15,6 +13,7 @@ from serai.machine.native.layout import (
     PAGE_SLOTS,
     SLOT,
     TLB_SET,
+    State,
 )
 from serai.machine.native.runtime.memory import FETCH, access_fault, data_mode, is_ram, translate
 from serai.machine.native.runtime.pages import forget_code, mark_code, reset_slots
@@ -28,7 +27,7 @@ def decode_word(word: int, slot: int, offset: int) -> int:
 
 
 @native
-def code_page(s: Any, physical: int) -> int:
+def code_page(s: State, physical: int) -> int:
     """The first slot of the decoded page for a physical address; made when there is none."""
     index = physical - s.ram_base >> PAGE_BITS
     base = host_load(s.code_map + (index << 3), 8)
@@ -48,7 +47,7 @@ def code_page(s: Any, physical: int) -> int:
 
 
 @native
-def locate(s: Any) -> int:
+def locate(s: State) -> int:
     """Find the slot of s.pc: s.ip, s.delta, s.tlb; a status if the fetch faults."""
     pc = s.pc
     s.exec_set = s.exec_tlb + s.privilege * EXEC_SET
@@ -71,7 +70,7 @@ def locate(s: Any) -> int:
 
 
 @native
-def decode_at(s: Any, slot: int, pc: int) -> int:
+def decode_at(s: State, slot: int, pc: int) -> int:
     """Decode the instruction of a slot, in place."""
     offset = pc & PAGE_OFFSET
     base = slot - (offset << 3)
@@ -87,7 +86,7 @@ def decode_at(s: Any, slot: int, pc: int) -> int:
 
 
 @native
-def decode_straddling(s: Any, slot: int, pc: int) -> int:
+def decode_straddling(s: State, slot: int, pc: int) -> int:
     """Decode an instruction whose second half lies in the next page, which may be mapped anywhere."""
     base = slot - ((pc & PAGE_OFFSET) << 3)
     low = host_load(host_load(base - 16, 8) + PAGE - 2, 2)

@@ -5,8 +5,7 @@ Misaligned loads and stores work, also across pages; misaligned LR/SC and AMOs r
 Physical addresses below RAM are devices (an exit to Python), those above RAM raise access faults.
 """
 
-from typing import Any
-
+# ruff: noqa: PLR0911, PLR0912, PLR1730 - the restricted language has no tables, tuples or built-ins
 from serai.machine.native.intrinsics import compare_exchange, host_load, host_store
 from serai.machine.native.language import native
 from serai.machine.native.layout import (
@@ -21,8 +20,10 @@ from serai.machine.native.layout import (
     TLB_SET,
     TLB_WRITE,
     TRAPPED,
+    State,
 )
 from serai.machine.native.runtime.pages import page_written
+from serai.machine.native.runtime.pmp import pmp_permits
 
 READ = 0
 WRITE = 1
@@ -43,7 +44,7 @@ PAGE_OFFSET = PAGE - 1
 
 
 @native
-def page_fault(s: Any, address: int, access: int) -> int:
+def page_fault(s: State, address: int, access: int) -> int:
     """Record a page fault (Privileged ISA, table of mcause values: 12, 13, 15)."""
     s.trap_value = address
     s.trap_cause = 12 + access + (access & 1) * 2
@@ -55,7 +56,7 @@ def page_fault(s: Any, address: int, access: int) -> int:
 
 
 @native
-def access_fault(s: Any, address: int, access: int) -> int:
+def access_fault(s: State, address: int, access: int) -> int:
     """Record an access fault (causes 1, 5, 7)."""
     s.trap_value = address
     s.trap_cause = 7
@@ -67,7 +68,7 @@ def access_fault(s: Any, address: int, access: int) -> int:
 
 
 @native
-def data_privilege(s: Any) -> int:
+def data_privilege(s: State) -> int:
     """The privilege that loads and stores act with (MPRV, Privileged ISA 3.1.6.3)."""
     if s.privilege == 3 and s.mstatus & MSTATUS_MPRV:
         return s.mstatus >> 11 & 3
@@ -75,7 +76,7 @@ def data_privilege(s: Any) -> int:
 
 
 @native
-def data_mode(s: Any) -> int:
+def data_mode(s: State) -> int:
     """The set of the data TLB in use: 0 U, 1 S, 2 S with SUM, 3 M."""
     privilege = data_privilege(s)
     if privilege == 1 and s.mstatus & MSTATUS_SUM:
@@ -84,13 +85,13 @@ def data_mode(s: Any) -> int:
 
 
 @native
-def is_ram(s: Any, physical: int) -> int:
+def is_ram(s: State, physical: int) -> int:
     """Whether a physical address lies in RAM."""
     return physical - s.ram_base < s.ram_size
 
 
 @native
-def leaf_permits(s: Any, pte: int, access: int, privilege: int) -> int:
+def leaf_permits(s: State, pte: int, access: int, privilege: int) -> int:
     """Whether a valid leaf PTE permits the access (Privileged ISA 12.3.2, steps 5 to 7)."""
     if pte & PTE_U:
         if privilege == 1:
@@ -110,11 +111,11 @@ def leaf_permits(s: Any, pte: int, access: int, privilege: int) -> int:
 
 
 @native
-def translate(s: Any, address: int, access: int, privilege: int) -> int:
+def translate(s: State, address: int, access: int, privilege: int) -> int:
     """Translate a virtual address by Sv39 (Privileged ISA 12.3.2); the physical one is left in s.result."""
     if privilege == 3 or s.satp >> 60 == 0:
         s.result = address
-        if address >> 56:
+        if address >> 56 or not pmp_permits(s, address, access, privilege):
             return access_fault(s, address, access)
         return OK
     upper = address >> 38
@@ -127,7 +128,7 @@ def translate(s: Any, address: int, access: int, privilege: int) -> int:
         pte = 0
         while True:
             pte_address = table + ((address >> shift & 511) << 3)
-            if not is_ram(s, pte_address):
+            if not is_ram(s, pte_address) or not pmp_permits(s, pte_address, READ, 1):
                 return access_fault(s, address, access)
             host = pte_address + s.ram_delta
             pte = host_load(host, 8)
@@ -143,6 +144,9 @@ def translate(s: Any, address: int, access: int, privilege: int) -> int:
         below = (1 << shift) - 1
         if not leaf_permits(s, pte, access, privilege) or base & below:
             return page_fault(s, address, access)
+        s.result = base | address & below
+        if not pmp_permits(s, s.result, access, privilege):
+            return access_fault(s, address, access)
         needed = PTE_A
         if access == WRITE:
             needed = PTE_A | PTE_D
@@ -152,12 +156,11 @@ def translate(s: Any, address: int, access: int, privilege: int) -> int:
             page_written(s, host - s.ram_delta)
         if shift != PAGE_BITS:
             note_large_page(s, address & ~below, below)
-        s.result = base | address & below
         return OK
 
 
 @native
-def note_large_page(s: Any, start: int, below: int) -> int:
+def note_large_page(s: State, start: int, below: int) -> int:
     """Widen the range in which a single-page fence must flush everything, as the TLB splits large pages."""
     if s.flat_low > start:
         s.flat_low = start
@@ -167,7 +170,7 @@ def note_large_page(s: Any, start: int, below: int) -> int:
 
 
 @native
-def fill(s: Any, address: int, physical: int, kind: int) -> int:
+def fill(s: State, address: int, physical: int, kind: int) -> int:
     """Enter a translation in the data TLB; ``kind`` is 0 (read) or TLB_WRITE."""
     mode = data_mode(s)
     s.tlb_used = s.tlb_used | 1 << mode
@@ -205,7 +208,7 @@ def store_sized(host: int, value: int, size: int) -> int:
 
 
 @native
-def device_load(s: Any, address: int, physical: int, size: int) -> int:
+def device_load(s: State, address: int, physical: int, size: int) -> int:
     """Leave for a device, or deliver what the device answered when the instruction is executed again."""
     if physical >= s.ram_base or physical & (size - 1):
         return access_fault(s, address, READ)
@@ -220,7 +223,7 @@ def device_load(s: Any, address: int, physical: int, size: int) -> int:
 
 
 @native
-def load_slow(s: Any, address: int, size: int) -> int:
+def load_slow(s: State, address: int, size: int) -> int:
     """Load past the TLB: fill, page crossing, device. The value is left in s.result."""
     if (address & PAGE_OFFSET) + size > PAGE:
         return load_crossing(s, address, size)
@@ -236,7 +239,7 @@ def load_slow(s: Any, address: int, size: int) -> int:
 
 
 @native
-def load_crossing(s: Any, address: int, size: int) -> int:
+def load_crossing(s: State, address: int, size: int) -> int:
     """Load across a page boundary, byte by byte."""
     first_size = PAGE - (address & PAGE_OFFSET)
     status = translate(s, address, READ, data_privilege(s))
@@ -262,7 +265,7 @@ def load_crossing(s: Any, address: int, size: int) -> int:
 
 
 @native
-def store_slow(s: Any, address: int, value: int, size: int) -> int:
+def store_slow(s: State, address: int, value: int, size: int) -> int:
     """Store past the TLB: fill, dirty log, decoded code, page crossing, device."""
     if (address & PAGE_OFFSET) + size > PAGE:
         return store_crossing(s, address, value, size)
@@ -287,7 +290,7 @@ def store_slow(s: Any, address: int, value: int, size: int) -> int:
 
 
 @native
-def store_crossing(s: Any, address: int, value: int, size: int) -> int:
+def store_crossing(s: State, address: int, value: int, size: int) -> int:
     """Store across a page boundary: both pages are checked before a byte is written."""
     first_size = PAGE - (address & PAGE_OFFSET)
     status = translate(s, address, WRITE, data_privilege(s))
@@ -313,7 +316,7 @@ def store_crossing(s: Any, address: int, value: int, size: int) -> int:
 
 
 @native
-def pointer_slow(s: Any, address: int, size: int, access: int) -> int:
+def pointer_slow(s: State, address: int, size: int, access: int) -> int:
     """The host address of an aligned atomic access, left in s.result (LR, SC, AMO; RAM only)."""
     if address & (size - 1):
         s.trap_value = address

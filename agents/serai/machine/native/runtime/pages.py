@@ -5,8 +5,6 @@ store to it comes to ``page_written``, which resets its slots. Decoded code is t
 FENCE.I has nothing left to do. The dirty log works the same way with FLAG_CLEAN, and costs nothing when off.
 """
 
-from typing import Any
-
 from serai.machine.native.intrinsics import host_load, host_store
 from serai.machine.native.language import native
 from serai.machine.native.layout import (
@@ -25,13 +23,14 @@ from serai.machine.native.layout import (
     TLB_SET,
     TLB_SIZE,
     TLB_WRITE,
+    State,
 )
 
 PAGE_OFFSET = PAGE - 1
 
 
 @native
-def reset_slots(s: Any, base: int) -> int:
+def reset_slots(s: State, base: int) -> int:
     """Make every slot of a decoded page decode anew."""
     slot = base
     end = base + PAGE_SLOTS * SLOT
@@ -42,7 +41,7 @@ def reset_slots(s: Any, base: int) -> int:
 
 
 @native
-def page_written(s: Any, physical: int) -> int:
+def page_written(s: State, physical: int) -> int:
     """Note that a page of RAM is about to be written: dirty log, decoded code."""
     index = physical - s.ram_base >> PAGE_BITS
     flags = host_load(s.page_flags + index, 1)
@@ -65,7 +64,7 @@ def drop_tags(start: int, count: int) -> int:
 
 
 @native
-def flush_data(s: Any) -> int:
+def flush_data(s: State) -> int:
     """Empty the data TLB."""
     mode = 0
     while mode < DATA_MODES:
@@ -77,7 +76,7 @@ def flush_data(s: Any) -> int:
 
 
 @native
-def flush_writes(s: Any) -> int:
+def flush_writes(s: State) -> int:
     """Empty the write half of the data TLB, so that the next store to each page takes the slow path."""
     mode = 0
     while mode < DATA_MODES:
@@ -88,7 +87,7 @@ def flush_writes(s: Any) -> int:
 
 
 @native
-def flush_exec(s: Any) -> int:
+def flush_exec(s: State) -> int:
     """Empty the exec TLB."""
     privilege = 0
     while privilege < 4:
@@ -100,7 +99,7 @@ def flush_exec(s: Any) -> int:
 
 
 @native
-def flush_all(s: Any) -> int:
+def flush_all(s: State) -> int:
     """Empty data and exec TLB."""
     flush_data(s)
     flush_exec(s)
@@ -110,7 +109,7 @@ def flush_all(s: Any) -> int:
 
 
 @native
-def flush_exec_page(s: Any, address: int) -> int:
+def flush_exec_page(s: State, address: int) -> int:
     """Forget where one page's slots are, in every privilege."""
     privilege = 0
     while privilege < 4:
@@ -120,9 +119,9 @@ def flush_exec_page(s: Any, address: int) -> int:
 
 
 @native
-def flush_page(s: Any, address: int) -> int:
+def flush_page(s: State, address: int) -> int:
     """Forget one page in every mode; everything if a large page may cover it."""
-    if s.flat_low <= address and address <= s.flat_high:
+    if s.flat_low <= address <= s.flat_high:
         return flush_all(s)
     mode = 0
     index = (address >> PAGE_BITS & TLB_MASK) << 4
@@ -134,7 +133,7 @@ def flush_page(s: Any, address: int) -> int:
 
 
 @native
-def drop_writes_to(s: Any, host_page: int) -> int:
+def drop_writes_to(s: State, host_page: int) -> int:
     """Drop the write tags of one host page."""
     mode = 0
     while mode < DATA_MODES:
@@ -150,7 +149,7 @@ def drop_writes_to(s: Any, host_page: int) -> int:
 
 
 @native
-def mark_code(s: Any, index: int) -> int:
+def mark_code(s: State, index: int) -> int:
     """Protect a page of RAM that is about to have decoded slots."""
     flags = host_load(s.page_flags + index, 1)
     if not flags & FLAG_CODE:
@@ -160,7 +159,7 @@ def mark_code(s: Any, index: int) -> int:
 
 
 @native
-def forget_code(s: Any) -> int:
+def forget_code(s: State) -> int:
     """Drop every decoded page; only while no slot is being executed."""
     index = 0
     count = s.ram_size >> PAGE_BITS
@@ -176,7 +175,7 @@ def forget_code(s: Any) -> int:
 
 
 @native
-def collect_dirty(s: Any, bitmap: int) -> int:
+def collect_dirty(s: State, bitmap: int) -> int:
     """Write the dirty bitmap (bit n % 8 of byte n // 8 is page n) and arm the log again."""
     index = 0
     count = s.ram_size >> PAGE_BITS
@@ -191,7 +190,7 @@ def collect_dirty(s: Any, bitmap: int) -> int:
 
 
 @native
-def stop_dirty(s: Any) -> int:
+def stop_dirty(s: State) -> int:
     """Disarm the dirty log."""
     index = 0
     count = s.ram_size >> PAGE_BITS
@@ -203,7 +202,7 @@ def stop_dirty(s: Any) -> int:
 
 
 @native
-def written_by_device(s: Any, physical: int, length: int) -> int:
+def written_by_device(s: State, physical: int, length: int) -> int:
     """A device wrote RAM."""
     page = physical & ~PAGE_OFFSET
     while page < physical + length:

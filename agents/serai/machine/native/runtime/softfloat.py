@@ -9,10 +9,10 @@ The host's unit is used only where it cannot differ (see serai.machine.isa.float
 bit for bit on every host, as a guest may migrate between them.
 """
 
-from typing import Any
-
+# ruff: noqa: PLR0911, PLR0912, PLR0917, SIM108 - the restricted language has no tables, tuples or built-ins
 from serai.machine.native.intrinsics import high64, leading_zeros, low64, mul128, sar, sge, sgt, sle, wide
 from serai.machine.native.language import native, u128
+from serai.machine.native.layout import State
 
 FLAG_NX = 1
 FLAG_UF = 2
@@ -128,7 +128,7 @@ def exponent(a: int, d: int) -> int:
 
 
 @native
-def invalid(s: Any, d: int) -> int:
+def invalid(s: State, d: int) -> int:
     """Raise the invalid flag; the result is the canonical NaN."""
     s.fflags = s.fflags | FLAG_NV
     return canonical_nan(d)
@@ -140,7 +140,7 @@ def rounds_up(significand_: int, extra: int, sign: int, rm: int) -> int:
     rest = significand_ & ((1 << extra) - 1)
     half = 1 << (extra - 1)
     if rm == RNE:
-        return rest > half or rest == half and significand_ >> extra & 1
+        return rest > half or (rest == half and significand_ >> extra & 1)
     if rm == RTZ:
         return 0
     if rm == RDN:
@@ -151,16 +151,16 @@ def rounds_up(significand_: int, extra: int, sign: int, rm: int) -> int:
 
 
 @native
-def overflow(s: Any, sign: int, rm: int, d: int) -> int:
+def overflow(s: State, sign: int, rm: int, d: int) -> int:
     """The result of an overflow (IEEE 754, 7.4): infinity or the largest finite number."""
     s.fflags = s.fflags | (FLAG_OF | FLAG_NX)
-    if rm == RTZ or rm == RDN and not sign or rm == RUP and sign:
+    if rm == RTZ or (rm == RDN and not sign) or (rm == RUP and sign):
         return infinity(sign, d) - 1
     return infinity(sign, d)
 
 
 @native
-def round_pack(s: Any, sign: int, exponent_: int, significand_: int, rm: int, d: int) -> int:
+def round_pack(s: State, sign: int, exponent_: int, significand_: int, rm: int, d: int) -> int:
     """Round significand * 2**(exponent - 63), leading one at bit 63, lowest bit sticky; set the flags."""
     p = precision(d)
     extra = 63 - p
@@ -187,7 +187,7 @@ def round_pack(s: Any, sign: int, exponent_: int, significand_: int, rm: int, d:
 
 
 @native
-def soft_fma(s: Any, a: int, b: int, c: int, rm: int, d: int) -> int:
+def soft_fma(s: State, a: int, b: int, c: int, rm: int, d: int) -> int:
     """a * b + c with one rounding."""
     sign = sign_of(a, d) ^ sign_of(b, d)
     if is_special(a, d) or is_special(b, d) or is_special(c, d):
@@ -208,9 +208,9 @@ def soft_fma(s: Any, a: int, b: int, c: int, rm: int, d: int) -> int:
 
 
 @native
-def fma_special(s: Any, a: int, b: int, c: int, sign: int, d: int) -> int:
+def fma_special(s: State, a: int, b: int, c: int, sign: int, d: int) -> int:
     """Fused multiply-add with an infinity or a NaN among the operands (IEEE 754, 7.2)."""
-    if is_infinite(a, d) and is_zero(b, d) or is_zero(a, d) and is_infinite(b, d):
+    if (is_infinite(a, d) and is_zero(b, d)) or (is_zero(a, d) and is_infinite(b, d)):
         return invalid(s, d)
     if is_signaling(a, d) or is_signaling(b, d) or is_signaling(c, d):
         return invalid(s, d)
@@ -224,7 +224,7 @@ def fma_special(s: Any, a: int, b: int, c: int, sign: int, d: int) -> int:
 
 
 @native
-def fma_align(s: Any, sign: int, exponent_: int, upper: int, lower: int, c: int, rm: int, d: int) -> int:
+def fma_align(s: State, sign: int, exponent_: int, upper: int, lower: int, c: int, rm: int, d: int) -> int:
     """Add a nonzero number to a product whose leading one is at bit 127.
 
     Both have at least 22 zero bits at the low end: bits are lost (into the sticky bit) only by shifts so far
@@ -263,7 +263,7 @@ def fma_align(s: Any, sign: int, exponent_: int, upper: int, lower: int, c: int,
 
 
 @native
-def soft_add(s: Any, a: int, b: int, rm: int, d: int) -> int:
+def soft_add(s: State, a: int, b: int, rm: int, d: int) -> int:
     """a + b."""
     return soft_fma(s, a, bias(d) << precision(d), b, rm, d)
 
@@ -275,13 +275,13 @@ def negate(a: int, d: int) -> int:
 
 
 @native
-def soft_mul(s: Any, a: int, b: int, rm: int, d: int) -> int:
+def soft_mul(s: State, a: int, b: int, rm: int, d: int) -> int:
     """a * b: the fused multiply-add of a zero that has the product's sign."""
     return soft_fma(s, a, b, zero(sign_of(a, d) ^ sign_of(b, d), d), rm, d)
 
 
 @native
-def soft_div(s: Any, a: int, b: int, rm: int, d: int) -> int:
+def soft_div(s: State, a: int, b: int, rm: int, d: int) -> int:
     """a / b by long division."""
     sign = sign_of(a, d) ^ sign_of(b, d)
     if is_signaling(a, d) or is_signaling(b, d):
@@ -318,7 +318,7 @@ def soft_div(s: Any, a: int, b: int, rm: int, d: int) -> int:
 
 
 @native
-def soft_sqrt(s: Any, a: int, rm: int, d: int) -> int:
+def soft_sqrt(s: State, a: int, rm: int, d: int) -> int:
     """The square root, digit by digit."""
     if is_signaling(a, d):
         return invalid(s, d)
@@ -345,7 +345,7 @@ def soft_sqrt(s: Any, a: int, rm: int, d: int) -> int:
 
 
 @native
-def saturated(s: Any, negative: int, is_unsigned: int, bits: int) -> int:
+def saturated(s: State, negative: int, is_unsigned: int, bits: int) -> int:
     """The result of an invalid conversion to an integer (Unprivileged ISA, table of FCVT limits)."""
     s.fflags = s.fflags | FLAG_NV
     if is_unsigned:
@@ -355,7 +355,7 @@ def saturated(s: Any, negative: int, is_unsigned: int, bits: int) -> int:
 
 
 @native
-def soft_to_int(s: Any, a: int, rm: int, is_unsigned: int, bits: int, d: int) -> int:
+def soft_to_int(s: State, a: int, rm: int, is_unsigned: int, bits: int, d: int) -> int:
     """Convert to a 32- or 64-bit integer; the result is sign-extended by the caller."""
     negative = sign_of(a, d)
     if is_special(a, d):
@@ -373,23 +373,21 @@ def soft_to_int(s: Any, a: int, rm: int, is_unsigned: int, bits: int, d: int) ->
         rest = m << e << 1
     elif e == -1:
         rest = m
-    up = rest != 0
+    up: int = 0
     if rm == RNE:
-        up = rest > HALF or rest == HALF and whole & 1
-    elif rm == RTZ:
-        up = 0
+        up = rest > HALF or (rest == HALF and whole & 1)
     elif rm == RDN:
         up = rest != 0 and negative
     elif rm == RUP:
         up = rest != 0 and not negative
-    else:
+    elif rm == RMM:
         up = rest >= HALF
     whole = whole + up
     limit = 1 << (bits - 1)
     if is_unsigned:
-        if negative and whole != 0 or bits == 32 and whole >> 32:
+        if (negative and whole != 0) or (bits == 32 and whole >> 32):
             return saturated(s, negative, is_unsigned, bits)
-    elif whole > limit or whole == limit and not negative:
+    elif whole > limit or (whole == limit and not negative):
         return saturated(s, negative, is_unsigned, bits)
     if rest:
         s.fflags = s.fflags | FLAG_NX
@@ -397,7 +395,7 @@ def soft_to_int(s: Any, a: int, rm: int, is_unsigned: int, bits: int, d: int) ->
 
 
 @native
-def soft_from_int(s: Any, magnitude: int, sign: int, rm: int, d: int) -> int:
+def soft_from_int(s: State, magnitude: int, sign: int, rm: int, d: int) -> int:
     """Convert an integer given as sign and magnitude."""
     if magnitude == 0:
         return 0
@@ -406,7 +404,7 @@ def soft_from_int(s: Any, magnitude: int, sign: int, rm: int, d: int) -> int:
 
 
 @native
-def soft_convert(s: Any, a: int, rm: int, d: int) -> int:
+def soft_convert(s: State, a: int, rm: int, d: int) -> int:
     """Convert between the formats; ``d`` is the format of the result."""
     source = d ^ 1
     if is_signaling(a, source):
@@ -431,28 +429,28 @@ def ordered_below(a: int, b: int, d: int) -> int:
 
 
 @native
-def soft_less(s: Any, a: int, b: int, or_equal: int, d: int) -> int:
+def soft_less(s: State, a: int, b: int, or_equal: int, d: int) -> int:
     """FLT and FLE: signaling comparisons."""
     if is_nan(a, d) or is_nan(b, d):
         s.fflags = s.fflags | FLAG_NV
         return 0
-    if a == b or is_zero(a, d) and is_zero(b, d):
+    if a == b or (is_zero(a, d) and is_zero(b, d)):
         return or_equal
     return ordered_below(a, b, d)
 
 
 @native
-def soft_equal(s: Any, a: int, b: int, d: int) -> int:
+def soft_equal(s: State, a: int, b: int, d: int) -> int:
     """FEQ: a quiet comparison."""
     if is_nan(a, d) or is_nan(b, d):
         if is_signaling(a, d) or is_signaling(b, d):
             s.fflags = s.fflags | FLAG_NV
         return 0
-    return a == b or is_zero(a, d) and is_zero(b, d)
+    return a == b or (is_zero(a, d) and is_zero(b, d))
 
 
 @native
-def soft_min_max(s: Any, a: int, b: int, maximum: int, d: int) -> int:
+def soft_min_max(s: State, a: int, b: int, maximum: int, d: int) -> int:
     """minimumNumber and maximumNumber (IEEE 754-2019, 9.6)."""
     if is_signaling(a, d) or is_signaling(b, d):
         s.fflags = s.fflags | FLAG_NV

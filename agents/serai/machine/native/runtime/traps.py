@@ -5,8 +5,7 @@ mtval), 3.3.2 (MRET, SRET). A trap counts as a step of the budget but not as a r
 a guest that only traps cannot keep ``run`` from returning.
 """
 
-from typing import Any
-
+# ruff: noqa: PLR1730 - the restricted language has no tables, tuples or built-ins
 from serai.machine.native.intrinsics import call_pointer, host_load
 from serai.machine.native.language import native
 from serai.machine.native.layout import (
@@ -15,9 +14,9 @@ from serai.machine.native.layout import (
     EXIT_REQUESTED,
     NEVER,
     OK,
-    PAGE,
     SLICE,
     TRAPPED,
+    State,
 )
 from serai.machine.native.runtime.fetch import locate
 from serai.machine.native.runtime.memory import FETCH, is_ram, translate
@@ -38,7 +37,7 @@ CLOCK_MONOTONIC = 1
 
 
 @native
-def clock_ticks(s: Any) -> int:
+def clock_ticks(s: State) -> int:
     """The clock behind the guest's: ticks of 100 ns, real (CLOCK_MONOTONIC) or of retired steps."""
     if s.virtual_clock:
         return s.steps // STEPS_PER_TICK
@@ -47,7 +46,7 @@ def clock_ticks(s: Any) -> int:
 
 
 @native
-def guest_time(s: Any) -> int:
+def guest_time(s: State) -> int:
     """The guest's time register; never runs back."""
     now = clock_ticks(s) + s.time_offset
     if now < s.last_time:
@@ -57,13 +56,13 @@ def guest_time(s: Any) -> int:
 
 
 @native
-def timer_is_ours(s: Any) -> int:
+def timer_is_ours(s: State) -> int:
     """Whether stimecmp drives STIP: firmware emulated by the VMM, or Sstc enabled by menvcfg.STCE."""
     return s.firmware_emulated | s.menvcfg >> 63
 
 
 @native
-def update_timer(s: Any) -> int:
+def update_timer(s: State) -> int:
     """Compare the timer and set or clear STIP."""
     s.last_clock_steps = s.steps
     if timer_is_ours(s):
@@ -75,10 +74,10 @@ def update_timer(s: Any) -> int:
 
 
 @native
-def take_trap(s: Any, cause: int, value: int, interrupt: int) -> int:
+def take_trap(s: State, cause: int, value: int, interrupt: int) -> int:
     """Enter the trap handler: the state moves to S or M and s.pc to the vector."""
     delegated = s.mideleg if interrupt else s.medeleg
-    status = s.mstatus
+    status: int = s.mstatus
     offset = 0
     if s.privilege != 3 and delegated >> cause & 1:
         enabled = status >> 1 & 1
@@ -122,7 +121,7 @@ def highest(pending: int) -> int:
 
 
 @native
-def take_interrupt(s: Any) -> int:
+def take_interrupt(s: State) -> int:
     """Take an interrupt that is pending and enabled."""
     pending = (s.mip | s.lines) & s.mie
     if not pending:
@@ -131,13 +130,13 @@ def take_interrupt(s: Any) -> int:
     if machine and (s.privilege < 3 or s.mstatus & STATUS_MIE):
         return take_trap(s, highest(machine), 0, 1)
     supervisor = pending & s.mideleg
-    if supervisor and (s.privilege == 0 or s.privilege == 1 and s.mstatus & STATUS_SIE):
+    if supervisor and (s.privilege == 0 or (s.privilege == 1 and s.mstatus & STATUS_SIE)):
         return take_trap(s, highest(supervisor), 0, 1)
     return 0
 
 
 @native
-def exception(s: Any) -> int:
+def exception(s: State) -> int:
     """Deliver the recorded exception of the instruction at s.pc; 1 if the guest can make no progress."""
     retired = s.step_limit - s.slice_budget - s.traps
     if s.fault_pc == s.pc and s.fault_steps == retired:
@@ -152,7 +151,7 @@ def exception(s: Any) -> int:
 
 
 @native
-def new_slice(s: Any) -> int:
+def new_slice(s: State) -> int:
     """Between slices: requests, clock, timer, interrupts; 1 to leave native code."""
     s.recheck = 0
     steps = s.steps
@@ -179,7 +178,7 @@ def new_slice(s: Any) -> int:
 
 
 @native
-def steps_to_deadline(s: Any) -> int:
+def steps_to_deadline(s: State) -> int:
     """On the virtual clock: the length of a slice that ends exactly when the timer fires."""
     if not timer_is_ours(s) or s.lines & SUPERVISOR_TIMER:
         return SLICE
@@ -193,7 +192,7 @@ def steps_to_deadline(s: Any) -> int:
 
 
 @native
-def proceed(s: Any) -> int:
+def proceed(s: State) -> int:
     """Find where to go on at s.pc with s.slice_budget left; 1 to leave native code."""
     while True:
         if s.slice_budget == 0 or s.recheck:
@@ -207,7 +206,7 @@ def proceed(s: Any) -> int:
 
 
 @native
-def fetch_half(s: Any, address: int) -> int:
+def fetch_half(s: State, address: int) -> int:
     """The 16 bits at a virtual address, 0 where they cannot be fetched."""
     if translate(s, address, FETCH, s.privilege):
         return 0
@@ -217,7 +216,7 @@ def fetch_half(s: Any, address: int) -> int:
 
 
 @native
-def illegal(s: Any) -> int:
+def illegal(s: State) -> int:
     """Record an illegal-instruction exception of the instruction at s.pc; the value is its bits."""
     bits = fetch_half(s, s.pc)
     if bits & 3 == 3:
