@@ -12,7 +12,6 @@ import mmap
 import struct
 import threading
 import zlib
-from collections.abc import MutableSequence
 from typing import Any, Final
 
 from serai.machine.errors import CodeError, SnapshotError
@@ -42,7 +41,7 @@ STATE_MAGIC: Final = b"SERAIcor"
 STATE_VERSION: Final = 1
 
 
-class _Registers(MutableSequence[int]):
+class _Registers:
     """A register file: ``core.x[10]``. x0 is always zero."""
 
     def __init__(self, words: memoryview, name: str) -> None:
@@ -53,23 +52,16 @@ class _Registers(MutableSequence[int]):
     def __len__(self) -> int:
         return 32
 
-    def __getitem__(self, number: Any) -> Any:
+    def __getitem__(self, number: int) -> int:
         if not 0 <= number < 32:
             raise IndexError(f"no register {number}")
         return int(self._words[self._base + number])
 
-    def __setitem__(self, number: Any, value: Any) -> None:
+    def __setitem__(self, number: int, value: int) -> None:
         if not 0 <= number < 32:
             raise IndexError(f"no register {number}")
         if number or not self._hardwired:
             self._words[self._base + number] = value & M64
-
-    def __delitem__(self, number: Any) -> None:
-        raise TypeError("a hart keeps its registers")
-
-    def insert(self, index: int, value: int) -> None:
-        """Refused: there are 32 registers."""
-        raise TypeError("a hart has 32 registers")
 
 
 def _anonymous(size: int) -> tuple[mmap.mmap, int]:
