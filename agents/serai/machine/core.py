@@ -377,7 +377,7 @@ class Core:
 
     def _drop_decoded_code(self) -> None:
         """RAM may have been replaced together with the state."""
-        log = [flag & layout.FLAG_CLEAN for flag in self._flags]
+        log = [flag & layout.FLAG_CLEAN for flag in bytes(self._flags)]
         self._native("written_by_device", self._get("ram_base"), self._get("ram_size"))
         self._flags[:] = bytes(log)
 

@@ -18,7 +18,7 @@ MACHINE_EXTERNAL_INTERRUPT = 11
 SUPERVISOR = 1
 """Number of the privilege mode S."""
 
-CSR_SSTATUS = 0x100
+CSR_SCOUNTEREN = 0x106
 CSR_SATP = 0x180
 
 

@@ -19,6 +19,7 @@ from serai.machine.bus import Bus
 from serai.machine.errors import ConfigurationError, DirtyLogError, LoadError, SnapshotError
 from serai.machine.hart import (
     CSR_SATP,
+    CSR_SCOUNTEREN,
     MACHINE_EXTERNAL_INTERRUPT,
     NANOSECONDS_PER_TICK,
     SUPERVISOR,
@@ -170,6 +171,8 @@ class Machine:
         hart = self.hart
         hart.pc = boot.entry
         hart.privilege = SUPERVISOR
+        # Firmware opens cycle, time and instret to user programs (the vDSO reads the time); Linux relies on it.
+        hart.set_csr(CSR_SCOUNTEREN, 0b111)
         hart.x[10] = 0
         hart.x[11] = boot.tree
 
