@@ -220,6 +220,9 @@ def _tar_files(stream: IO[bytes], wanted: Callable[[str], bool], package: Path) 
             if len(data) != member.size:
                 raise _damaged(package, f"{name!r} is cut short")
             yield DebFile(name, data)
+    # The archive ends before the compressed stream does, whose checksum comes last.
+    while stream.read(_CHUNK_BYTES):
+        pass
 
 
 def _damaged(package: Path, problem: str) -> ImageError:

@@ -115,7 +115,7 @@ def _modinfo(path: str, data: bytes) -> dict[str, list[str]]:
     """Return the ``key=value`` strings of the section .modinfo of an ELF-64 file."""
     try:
         section = _section(data, b".modinfo")
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, IndexError, ValueError, OverflowError) as error:
         raise _unsound(path, "its ELF headers are broken") from error
     if section is None:
         raise _unsound(path, "it has no section .modinfo")
@@ -132,10 +132,10 @@ def _section(data: bytes, name: bytes) -> bytes | None:
         raise ValueError("not ELF64 little-endian")
     (table,) = struct.unpack_from("<Q", data, 40)
     entry_size, count, names_index = struct.unpack_from("<HHH", data, 58)
-    headers = [struct.unpack_from("<IIQQQQ", data, table + index * entry_size) for index in range(count)]
+    headers = [struct.unpack_from("<IIQQQQIIQQ", data, table + index * entry_size) for index in range(count)]
     names_offset, names_size = headers[names_index][4:6]
     names = data[names_offset : names_offset + names_size]
-    for name_offset, _, _, _, offset, size in headers:
+    for name_offset, _, _, _, offset, size, *_ in headers:
         if names[name_offset : names.index(b"\0", name_offset)] == name:
             return data[offset : offset + size]
     return None

@@ -12,7 +12,7 @@ class Progress(Protocol):
     has ``done == total``. An exception raised here ends the work as Ctrl-C would: nothing half-built stays.
     """
 
-    def __call__(self, step: str, done: int, total: int) -> None:
+    def __call__(self, step: str, done: int, total: int, /) -> None:
         """Take one report."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import time
 import urllib.error
 import urllib.parse
@@ -11,7 +12,6 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from serai.errors import ImageError, IntegrityError, UnavailableError
 
@@ -99,7 +99,7 @@ class Transfer:
 
     def _complete(self, url: str, blob: Blob, partial: Path, step: str, progress: Progress) -> None:
         failures = 0
-        with partial.open("ab") as target:
+        with partial.open("ab", buffering=0) as target:
             while True:
                 size = target.tell()
                 if size >= blob.size:
@@ -123,19 +123,19 @@ class Transfer:
             )
         progress(step, blob.size, blob.size)
 
-    def _append(self, url: str, blob: Blob, target: IO[bytes], step: str, progress: Progress) -> None:
+    def _append(self, url: str, blob: Blob, target: io.FileIO, step: str, progress: Progress) -> None:
         with self._open(url, target.tell()) as response:
             if target.tell() and not _continues(response, target.tell()):
                 target.truncate(0)
                 target.seek(0)
             while target.tell() < blob.size:
                 try:
-                    chunk = response.read(min(_CHUNK_BYTES, blob.size - target.tell()))
+                    chunk = response.read1(min(_CHUNK_BYTES, blob.size - target.tell()))
                 except (OSError, http.client.HTTPException) as error:
                     raise _Transient(_describe(error)) from error
                 if not chunk:
                     raise _Transient("the connection ended early")
-                target.write(chunk)
+                _write_all(target, chunk)
                 progress(step, target.tell(), blob.size)
 
     def _open(self, url: str, offset: int) -> http.client.HTTPResponse:
@@ -156,6 +156,13 @@ class Transfer:
 
 class _Transient(Exception):  # noqa: N818  never leaves this module
     """A try failed in a way that another try may mend."""
+
+
+def _write_all(target: io.FileIO, data: bytes) -> None:
+    # Unbuffered, so that what arrived is on file whenever the download ends; such a write may be short.
+    left = memoryview(data)
+    while left:
+        left = left[target.write(left) :]
 
 
 def _status_error(url: str, status: int, reason: str) -> Exception:
