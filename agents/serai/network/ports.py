@@ -82,14 +82,15 @@ class Port:
         if self._redirect is not None:
             self.counters.redirected += len(frames)
             self._redirect(frames)
-        elif self._driver is None or self._backlog:
+        elif self._driver is None or self.state is PortState.HELD or self._backlog:
             self._hold(frames)
         else:
             self._deliver(self._driver, frames)
 
     def bind(self, driver: FramePort) -> None:
         """The guest can take frames: those held first, in order, as fast as it takes them."""
-        self._detach()
+        if driver is not self._driver:
+            self._detach()
         self._redirect = None
         self._driver = driver
         self.state = PortState.BOUND
@@ -97,8 +98,11 @@ class Port:
         self._drain()
 
     def hold(self) -> None:
-        """The guest is frozen or not here yet: keep what arrives."""
-        self._detach()
+        """The guest is frozen or not here yet: keep what arrives.
+
+        What it had sent before it was frozen may still be on its way out of the driver and is forwarded.
+        """
+        self._stop_draining()
         self._redirect = None
         self.state = PortState.HELD
 
@@ -114,6 +118,7 @@ class Port:
 
     def close(self) -> None:
         """Forget the guest; what is held is dropped."""
+        self._detach()
         self.hold()
         self.counters.dropped_in += len(self._backlog)
         self._empty_backlog()
@@ -130,6 +135,9 @@ class Port:
         if self._driver is not None:
             self._driver.set_receiver(None)
             self._driver = None
+        self._stop_draining()
+
+    def _stop_draining(self) -> None:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
