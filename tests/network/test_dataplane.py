@@ -12,9 +12,10 @@ import pytest
 
 from serai.errors import AlreadyExistsError, InvalidInputError, NotFoundError, UnavailableError
 from serai.hypervisor.driver import FramePort
+from serai.network import listener
 from serai.network.dataplane import DataPlane
 from serai.network.listener import DataListener
-from serai.network.peers import ChannelOffer
+from serai.network.peers import QUEUE_BYTES, ChannelOffer
 from serai.network.ports import HOLD_FRAMES, PortState
 from serai.network.switch import AttachmentPoint, GuestPort, PeerLabel, SegmentConfig
 from serai.wire.records import PREAMBLE_BYTES, ChannelSecret, Direction
@@ -427,6 +428,20 @@ async def test_a_peer_that_does_not_read_blocks_nobody(cluster: Cluster) -> None
         assert numbers(www.received) == [1]
 
 
+async def test_queues_count_what_is_in_them_now(cluster: Cluster) -> None:
+    a, _ = await cluster.add("p/a", "p/b")
+    web, db = cluster.guest("p/a", "web"), cluster.guest("p/b", "db")
+    cluster.link(["p/a", "p/b"], "web", "db")
+    batch = numbered(0, 64, 60_000)
+    rounds = 2 * QUEUE_BYTES // (64 * 60_000) + 1
+    for number in range(rounds):
+        web.send(*batch[: len(batch) // 2])
+        await asyncio.sleep(0)  # so that the queue is never seen empty
+        web.send(*batch[len(batch) // 2 :])
+        await db.wait(64 * (number + 1))
+    assert a.counters().peers["p/b"].dropped_out == 0
+
+
 async def test_capture(cluster: Cluster) -> None:
     (a,) = await cluster.add("p/a")
     web, db = cluster.guest("p/a", "web"), cluster.guest("p/a", "db")
@@ -504,6 +519,12 @@ async def test_strangers_are_refused_and_disturb_nobody(cluster: Cluster) -> Non
     sock = await dial_socket(a.data_address, secret)
     await refused(a, secret.preamble())
     sock.close()
+
+
+async def test_a_silent_stranger_is_hung_up_on(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "PREAMBLE_SECONDS", 0.05)
+    (a,) = await cluster.add("p/a")
+    await refused(a, b"SRAI")
 
 
 async def test_a_peer_that_sends_nonsense_is_cut_off(cluster: Cluster) -> None:

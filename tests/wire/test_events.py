@@ -312,6 +312,14 @@ async def test_a_broker_that_dies_and_returns(broker: BrokerProcess) -> None:
                     break
 
 
+async def test_a_lost_broker_is_noticed_without_any_event(broker: BrokerProcess) -> None:
+    async with MqttBus(A1, broker.url) as publisher:
+        await until(lambda: publisher.statistics.connections == 1)
+        await broker.kill()
+        await broker.start()
+        await until(lambda: publisher.statistics.connections == 2)
+
+
 async def _skip_to(reader: AsyncIterator[Event], wanted: Event) -> None:
     async for event in reader:
         if event == wanted:

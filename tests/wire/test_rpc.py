@@ -12,6 +12,7 @@ import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from serai import errors
 from serai.errors import SeraiError
@@ -334,6 +335,13 @@ async def test_health(channel: Channel, server: Server) -> None:
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
     with pytest.raises(errors.NotFoundError):
         await stub.Check(health_pb2.HealthCheckRequest(service="no.such.Service"))
+
+
+async def test_reflection(channel: Channel) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    reply = await anext(call)
+    assert SERVICE in {service.name for service in reply.list_services_response.service}
 
 
 async def test_close_lets_calls_finish(server: Server, channel: Channel) -> None:

@@ -203,7 +203,6 @@ class Peer:
         )
         self._forget(stream)
         self._flush()
-        self._ensure_stream()
 
     def _ensure_stream(self) -> None:
         wanted = self._users or self._queue
