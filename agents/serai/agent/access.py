@@ -30,7 +30,7 @@ _SERVICES: dict[str, tuple[FileDescriptor, frozenset[Role]]] = {
 
 
 def access_table(*names: str) -> dict[str, frozenset[Role]]:
-    """``/serai.v1.GuestService/CreateGuest`` -> roles, for every method of `names` (default: all services)."""
+    """``/serai.v1.GuestService/CreateGuest`` -> roles, for each method of `names` (all services if none)."""
     return {
         f"/{service.full_name}/{method.name}": roles
         for name, (file, roles) in _SERVICES.items()

@@ -1,7 +1,7 @@
 """The agent's durable records: its guests, their epochs and who owns them.
 
-The migration guarantee rests on these rows: a change is on the disk (fsync of SQLite's write-ahead log) before the
-call returns, and epochs never go back. Methods block for a disk write; call them off the event loop.
+The migration guarantee rests on these rows: a change is on the disk (fsync of the write-ahead log) before
+the call returns, and epochs never go back. Methods block for a disk write; call them off the event loop.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ class Records:
         with self._change() as database:
             self._expect_higher(database, uid, epoch)
             database.execute(
-                "INSERT OR REPLACE INTO guest (uid, epoch, holding, request_id, guest) VALUES (?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO guest (uid, epoch, holding, request_id, guest)"
+                " VALUES (?, ?, ?, ?, ?)",
                 (uid, epoch, Holding.OWNED.value, request_id, guest),
             )
 
@@ -134,7 +135,8 @@ class Records:
         with self._change() as database:
             database.execute("DELETE FROM guest WHERE uid = ? AND epoch = 1 AND holding = 'owned'", (uid,))
             database.execute(
-                "UPDATE guest SET holding = 'ended', request_id = '', guest = x'' WHERE uid = ? AND holding = 'owned'",
+                "UPDATE guest SET holding = 'ended', request_id = '', guest = x''"
+                " WHERE uid = ? AND holding = 'owned'",
                 (uid,),
             )
 
@@ -142,7 +144,7 @@ class Records:
         row = database.execute("SELECT epoch, holding FROM guest WHERE uid = ?", (uid,)).fetchone()
         if row is not None and row["epoch"] >= epoch:
             raise ConflictError(
-                f"guest {uid}: epoch {epoch} is over, this node has recorded {row['epoch']} ({row['holding']})",
+                f"guest {uid}: epoch {epoch} is over, {row['epoch']} ({row['holding']}) is recorded here",
                 reason="EPOCH_OVER",
                 guest=uid,
                 epoch=row["epoch"],

@@ -94,7 +94,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         prog="serai-agent",
         description="Houses guests on this node and serves them to its provider.",
-        epilog=f"Each setting may also stand in the file or, upper case, in the environment: {ENVIRONMENT_PREFIX}NODE.",
+        epilog="Each setting may also stand in the file, or in the environment in upper case:"
+        f" {ENVIRONMENT_PREFIX}NODE.",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings in YAML")
     for name, field in AgentSettings.model_fields.items():
@@ -107,7 +108,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> AgentSettings:
     """Merge flags, environment and file; InvalidInputError lists every wrong setting at once."""
     # A fifth of a second to import; only who runs an agent pays.
-    from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+    from pydantic_settings import (  # noqa: PLC0415
+        BaseSettings,
+        PydanticBaseSettingsSource,
+        SettingsConfigDict,
+    )
 
     given = {name: value for name, value in flags.items() if value is not None}
     content = _read_file(file)
