@@ -13,22 +13,36 @@ from pathlib import Path
 from typing import cast
 
 from serai.agent.access import ProviderScope, access_table
+from serai.agent.arrivals import Arrivals
 from serai.agent.capacity import Capacity, Demand
 from serai.agent.consoles import Consoles
+from serai.agent.departures import Departures
 from serai.agent.guest_service import GuestService
 from serai.agent.guests import Guests
 from serai.agent.inventory import Inventory
-from serai.agent.links import Links
+from serai.agent.migration_service import ChannelService, MigrationPeerService, MigrationService
 from serai.agent.node_service import NodeService
+from serai.agent.peers import Peers
+from serai.agent.publisher import Publisher
 from serai.agent.records import Records
+from serai.agent.segment_service import SegmentService
 from serai.agent.settings import AgentSettings
 from serai.agent.spec import ImageSource, NoImages
 from serai.agent.tasks import TaskSet
 from serai.errors import InvalidInputError, UnavailableError
-from serai.hypervisor.driver import Driver, FramePort
+from serai.hypervisor.driver import Driver
+from serai.network.dataplane import DataPlane
+from serai.v1 import node_pb2
 from serai.v1.guest_pb2_grpc import add_GuestServiceServicer_to_server
+from serai.v1.link_pb2_grpc import add_SegmentServiceServicer_to_server
+from serai.v1.migration_pb2_grpc import (
+    add_ChannelServiceServicer_to_server,
+    add_MigrationPeerServiceServicer_to_server,
+    add_MigrationServiceServicer_to_server,
+)
 from serai.v1.node_pb2_grpc import add_NodeServiceServicer_to_server
 from serai.wire.identity import Identity, Role
+from serai.wire.mqtt import create_bus
 from serai.wire.rpc import Service, create_server
 from serai.wire.tls import Credentials
 
@@ -47,18 +61,12 @@ class Agent:
     """
 
     def __init__(
-        self,
-        settings: AgentSettings,
-        *,
-        driver: Driver | None = None,
-        images: ImageSource | None = None,
-        links: Links | None = None,
+        self, settings: AgentSettings, *, driver: Driver | None = None, images: ImageSource | None = None
     ) -> None:
         self.settings = settings
         self.credentials = load_credentials(settings)
         self.driver = driver or make_driver(settings.driver)
         self.images = images or open_images(settings)
-        self.links = links or _InterimLinks()
         self.tasks = TaskSet()
         self.inventory = Inventory()
         self.consoles = Consoles()
@@ -71,9 +79,17 @@ class Agent:
             images=self.images,
             heartbeat_s=settings.heartbeat_s,
         )
+        self.peers = Peers(self.credentials)
+        self.data_plane = DataPlane(
+            settings.node, self.peers.open_channel, data_address=settings.data_listen
+        )
+        self.bus = create_bus(self.credentials.identity, settings.events_url or None)
+        self._publisher = Publisher(self.bus, settings.node)
         self._closers = contextlib.AsyncExitStack()
         self.guests: Guests
         self.records: Records
+        self.departures: Departures
+        self.arrivals: Arrivals
 
     @property
     def control_address(self) -> str:
@@ -94,29 +110,29 @@ class Agent:
             raise
 
     async def _start(self) -> None:
+        """Each step is undone in the reverse order."""
         self.records = self._closers.enter_context(Records(self.settings.state_dir))
-        self._on_close(self.tasks.close)
+        self._on_close(self.bus.close)
+        await self.bus.start()
         self._on_close(self.driver.close)
         await self.driver.open()
-        self.guests = Guests(
-            driver=self.driver,
-            images=self.images,
-            records=self.records,
-            capacity=self.capacity,
-            inventory=self.inventory,
-            links=self.links,
-            tasks=self.tasks,
-        )
+        self._on_close(self.tasks.close)
+        self._on_close(self.peers.close)
+        self._on_close(self.data_plane.close)
+        await self.data_plane.start()
+        self._compose()
         self.guests.load()
         server = await create_server(
-            self.credentials,
-            self.settings.listen,
-            self._services(),
-            access_table("NodeService", "GuestService"),
+            self.credentials, self.settings.listen, self._services(), access_table()
         )
         self._on_close(server.close)
-        self.node.control_address = self._advertised(server.address)
+        self._set_addresses(self._advertised(server.address), self._advertised(self.data_plane.data_address))
         self._on_close(self._stop_guests)
+        self._on_close(self.departures.close)
+        self._on_close(self.arrivals.close)
+        self.tasks.start(self._publisher.follow_guests(self.inventory), "publish the guests' events")
+        self.departures.settle()
+        self._publisher.node(f"nodes/{self.settings.node_id}", node_pb2.Node.READY, len(self.inventory))
         self._write_ready_file()
 
     async def close(self) -> None:
@@ -124,22 +140,75 @@ class Agent:
         self.node.stop()
         await self._closers.aclose()
 
+    def _compose(self) -> None:
+        self.guests = Guests(
+            driver=self.driver,
+            images=self.images,
+            records=self.records,
+            capacity=self.capacity,
+            inventory=self.inventory,
+            data_plane=self.data_plane,
+            tasks=self.tasks,
+        )
+        self.departures = Departures(
+            settings=self.settings,
+            snapshot_version=self.driver.snapshot_version,
+            guests=self.guests,
+            inventory=self.inventory,
+            records=self.records,
+            consoles=self.consoles,
+            data_plane=self.data_plane,
+            peers=self.peers,
+            tasks=self.tasks,
+            on_change=self._publisher.migration,
+        )
+        self.arrivals = Arrivals(
+            settings=self.settings,
+            driver=self.driver,
+            snapshot_version=self.driver.snapshot_version,
+            guests=self.guests,
+            inventory=self.inventory,
+            records=self.records,
+            data_plane=self.data_plane,
+            peers=self.peers,
+            tasks=self.tasks,
+            on_permit=self.departures.forget_departed,
+        )
+        self._channels = ChannelService(self.data_plane)
+
+    def _services(self) -> list[Service]:
+        guests = GuestService(
+            self.guests,
+            self.inventory,
+            self.consoles,
+            self.departures.delete_departed,
+            self.departures.end_for,
+        )
+        segments = SegmentService(self.data_plane, self.peers, self.inventory)
+        migrations = MigrationService(self.departures, self.arrivals)
+        return [
+            (add_NodeServiceServicer_to_server, self._scoped(self.node)),
+            (add_GuestServiceServicer_to_server, self._scoped(guests)),
+            (add_SegmentServiceServicer_to_server, self._scoped(segments)),
+            (add_MigrationServiceServicer_to_server, self._scoped(migrations)),
+            (add_MigrationPeerServiceServicer_to_server, MigrationPeerService(self.arrivals)),
+            (add_ChannelServiceServicer_to_server, self._channels),
+        ]
+
+    def _scoped(self, servicer: object) -> ProviderScope:
+        return ProviderScope(servicer, self.settings.provider)
+
     def _on_close(self, step: Callable[[], Awaitable[None]]) -> None:
         self._closers.push_async_callback(step)
 
     async def _stop_guests(self) -> None:
         await self.guests.stop_all(self.settings.stop_grace_s)
         self.consoles.end_all(UnavailableError("the agent is stopping", reason="AGENT_STOPPING"))
+        self._publisher.node(f"nodes/{self.settings.node_id}", node_pb2.Node.STOPPING, len(self.inventory))
 
-    def _services(self) -> list[Service]:
-        service = GuestService(self.guests, self.inventory, self.consoles, lambda name: False, _no_migration)
-        return [
-            (add_NodeServiceServicer_to_server, self._scoped(self.node)),
-            (add_GuestServiceServicer_to_server, self._scoped(service)),
-        ]
-
-    def _scoped(self, servicer: object) -> ProviderScope:
-        return ProviderScope(servicer, self.settings.provider)
+    def _set_addresses(self, control: str, data: str) -> None:
+        self.node.control_address = self.departures.control_address = control
+        self.node.data_address = self.arrivals.data_address = self._channels.data_address = data
 
     def _advertised(self, bound: str) -> str:
         host, _, port = bound.rpartition(":")
@@ -200,12 +269,3 @@ def write_whole(path: Path, content: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(content)
     temporary.replace(path)
-
-
-async def _no_migration(hosted: object) -> None: ...
-
-
-class _InterimLinks:
-    def bind_port(self, guest_uid: str, interface: str, port: FramePort) -> None: ...
-    def hold_port(self, guest_uid: str, interface: str) -> None: ...
-    def unbind_port(self, guest_uid: str, interface: str) -> None: ...

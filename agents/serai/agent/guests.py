@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from serai.agent.capacity import Capacity
+from serai.agent.capacity import Capacity, Demand
 from serai.agent.inventory import Hosted, Inventory, Presence
-from serai.agent.links import Links
+from serai.network.dataplane import DataPlane
 from serai.agent.records import Holding, Records
 from serai.agent.spec import ImageSource, build_config, check_guest_id, check_spec, demand_of, guest_name
 from serai.agent.tasks import TaskSet
@@ -45,7 +45,7 @@ class Guests:
         records: Records,
         capacity: Capacity,
         inventory: Inventory,
-        links: Links,
+        data_plane: DataPlane,
         tasks: TaskSet,
     ) -> None:
         self._driver = driver
@@ -53,7 +53,7 @@ class Guests:
         self._records = records
         self._capacity = capacity
         self._inventory = inventory
-        self._links = links
+        self._data_plane = data_plane
         self._tasks = tasks
         self._creations: dict[str, asyncio.Future[Hosted]] = {}
         self._requests: dict[str, str] = {}
@@ -115,7 +115,8 @@ class Guests:
             async with hosted.lock:
                 machine = await self._driver.create(config)
                 self.adopt(hosted, machine)
-                await asyncio.to_thread(self._records.own, uid, 1, facts.SerializeToString(), request_id)
+                serialized = facts.SerializeToString()
+                await asyncio.to_thread(self._records.own, uid, 1, serialized, request_id=request_id)
                 if start:
                     await self._start(hosted, machine)
         except BaseException:
@@ -139,7 +140,7 @@ class Guests:
         """Connect the guest's interfaces to the switch; frames held for them follow at once."""
         if hosted.machine is not None:
             for interface, port in hosted.machine.ports.items():
-                self._links.bind_port(hosted.uid, interface, port)
+                self._data_plane.bind_port(hosted.uid, interface, port)
 
     async def start(self, name: str) -> Hosted:
         """Run a guest that is defined or has ended; a running one is left alone."""
@@ -210,7 +211,7 @@ class Guests:
     def unwire(self, hosted: Hosted) -> None:
         """Take the guest's interfaces from the switch."""
         for interface in hosted.facts.spec.interfaces:
-            self._links.unbind_port(hosted.uid, interface.name)
+            self._data_plane.unbind_port(hosted.uid, interface.name)
 
     def expect_mine(self, hosted: Hosted, doing: str) -> None:
         """StateError when the guest has gone, is arriving, or is being moved away."""
@@ -228,6 +229,16 @@ class Guests:
                 guest=hosted.name,
                 migration=hosted.migration,
             )
+
+    def reserve(self, uid: str, demand: Demand) -> None:
+        """Promise a guest its resources; CapacityError."""
+        self._capacity.reserve(uid, demand)
+
+    def withdraw(self, uid: str, spec: guest_pb2.GuestSpec) -> None:
+        """Take back what was kept ready for a guest that does not come."""
+        for interface in spec.interfaces:
+            self._data_plane.unbind_port(uid, interface.name)
+        self._capacity.release(uid)
 
     async def stop_all(self, grace_seconds: float) -> None:
         """Power every guest off, all at once."""

@@ -11,6 +11,7 @@ import fcntl
 import os
 import sqlite3
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ CREATE TABLE IF NOT EXISTS guest (
     holding TEXT NOT NULL CHECK (holding IN ('owned', 'handed', 'ended')),
     peer TEXT NOT NULL DEFAULT '',
     peer_address TEXT NOT NULL DEFAULT '',
+    migration TEXT NOT NULL DEFAULT '',
+    frozen_at_ns INTEGER NOT NULL DEFAULT 0,
     settled INTEGER NOT NULL DEFAULT 1,
     request_id TEXT NOT NULL DEFAULT '',
     guest BLOB NOT NULL
@@ -43,13 +46,19 @@ class Holding(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One guest; `guest` is a serialized ``serai.v1.Guest``. `settled`: the peer is known to own it."""
+    """One guest; `guest` is a serialized ``serai.v1.Guest``.
+
+    `peer` is where a guest that was handed over went, or where one that is owned came from ("" if nowhere).
+    `settled`: the peer is known to own what was handed to it. `frozen_at_ns` is wall-clock time.
+    """
 
     uid: str
     epoch: int
     holding: Holding
     peer: str
     peer_address: str
+    migration: str
+    frozen_at_ns: int
     settled: bool
     request_id: str
     guest: bytes
@@ -94,14 +103,14 @@ class Records:
             rows = self._database.execute("SELECT * FROM guest ORDER BY rowid").fetchall()
         return [_record(row) for row in rows]
 
-    def own(self, uid: str, epoch: int, guest: bytes, request_id: str = "") -> None:
+    def own(self, uid: str, epoch: int, guest: bytes, *, request_id: str = "", origin: str = "") -> None:
         """This node owns the guest under `epoch`; ConflictError unless that is higher than any recorded."""
         with self._change() as database:
             self._expect_higher(database, uid, epoch)
             database.execute(
-                "INSERT OR REPLACE INTO guest (uid, epoch, holding, request_id, guest)"
-                " VALUES (?, ?, ?, ?, ?)",
-                (uid, epoch, Holding.OWNED.value, request_id, guest),
+                "INSERT OR REPLACE INTO guest (uid, epoch, holding, peer, request_id, guest)"
+                " VALUES (?, ?, 'owned', ?, ?, ?)",
+                (uid, epoch, origin, request_id, guest),
             )
 
     def update(self, uid: str, guest: bytes) -> None:
@@ -111,16 +120,23 @@ class Records:
                 "UPDATE guest SET guest = ? WHERE uid = ? AND holding = ?", (guest, uid, Holding.OWNED.value)
             )
 
-    def hand_over(self, uid: str, epoch: int, peer: str, peer_address: str, *, settled: bool = False) -> None:
+    def hand_over(self, uid: str, epoch: int, peer: str, address: str, migration: str) -> None:
         """The guest is `peer`'s under `epoch`: the point of no return; ConflictError as for `own`."""
         with self._change() as database:
             self._expect_higher(database, uid, epoch)
             database.execute(
-                "INSERT INTO guest (uid, epoch, holding, peer, peer_address, settled, guest)"
-                " VALUES (:uid, :epoch, 'handed', :peer, :address, :settled, x'')"
-                " ON CONFLICT (uid) DO UPDATE SET epoch = :epoch, holding = 'handed', peer = :peer,"
-                " peer_address = :address, settled = :settled, request_id = ''",
-                {"uid": uid, "epoch": epoch, "peer": peer, "address": peer_address, "settled": settled},
+                "UPDATE guest SET epoch = ?, holding = 'handed', peer = ?, peer_address = ?, migration = ?,"
+                " frozen_at_ns = ?, settled = 0, request_id = '' WHERE uid = ?",
+                (epoch, peer, address, migration, time.time_ns(), uid),
+            )
+
+    def give_back(self, uid: str, epoch: int) -> None:
+        """A guest that came here and is lost is its origin's again, under `epoch`."""
+        with self._change() as database:
+            self._expect_higher(database, uid, epoch)
+            database.execute(
+                "UPDATE guest SET epoch = ?, holding = 'handed', settled = 1, guest = x'' WHERE uid = ?",
+                (epoch, uid),
             )
 
     def settle(self, uid: str) -> None:
@@ -206,6 +222,8 @@ def _record(row: sqlite3.Row) -> Record:
         holding=Holding(row["holding"]),
         peer=row["peer"],
         peer_address=row["peer_address"],
+        migration=row["migration"],
+        frozen_at_ns=row["frozen_at_ns"],
         settled=bool(row["settled"]),
         request_id=row["request_id"],
         guest=row["guest"],

@@ -197,6 +197,9 @@ class Guest(abc.ABC):
 class Driver(abc.ABC):
     """Creates guests. One instance per agent."""
 
+    snapshot_version: int = 1
+    """Of what `Guest.save_state` gives; a migration to a node of another is refused before it begins."""
+
     @abc.abstractmethod
     async def open(self) -> None:
         """Make ready (the emulated driver starts its zygote)."""

@@ -1,0 +1,405 @@
+"""The source's shell: carries out what `serai.migration.source` decides, and measures it."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from serai.errors import MigrationError, SeraiError, StateError
+from serai.hypervisor.driver import Guest as Machine
+from serai.hypervisor.driver import GuestState
+from serai.migration import source
+from serai.migration.convergence import Limits, Round
+from serai.migration.ownership import ask_holder
+from serai.migration.pages import Numbers, numbers_of
+from serai.migration.progress import Progress
+from serai.migration.source import Outcome, Phase, Source
+from serai.migration.stream import MAX_RECORD, STREAM_VERSION, PageSender
+from serai.v1 import guest_pb2, migration_pb2
+from serai.v1.migration_pb2_grpc import MigrationPeerServiceStub
+from serai.wire.records import ChannelSecret
+from serai.wire.streams import RecordStream
+
+log = logging.getLogger(__name__)
+
+PREPARE_TIMEOUT_S = 60.0
+VERIFY_TIMEOUT_S = 60.0
+COMMIT_TIMEOUT_S = 5.0
+_STREAM_REASONS = frozenset({"STREAM_LOST", "STREAM_TRUNCATED", "STREAM_INVALID"})
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """What is to be moved where; addresses are those of gRPC servers."""
+
+    migration: str
+    facts: guest_pb2.Guest
+    source_node: str
+    source_address: str
+    destination_node: str
+    destination_address: str
+    permit: bytes
+    snapshot_version: int
+    limits: Limits = field(default_factory=Limits)
+    bandwidth_bps: int = 0
+    stream_timeout_s: float = 20.0
+
+
+class SourceHost(Protocol):
+    """What the agent does for a guest that leaves."""
+
+    def hold(self) -> None:
+        """Keep the guest's frames from now on."""
+
+    def let_pass(self) -> None:
+        """Give the guest the frames held, and those that come."""
+
+    async def record_hand_over(self, epoch: int) -> None:
+        """Durably: the destination's, under `epoch`."""
+
+    async def record_reclaim(self, epoch: int) -> None:
+        """Durably: this node's again, under `epoch`."""
+
+    def redirect(self) -> None:
+        """Send frames after the guest; tell those who are attached to its console."""
+
+    async def release(self) -> None:
+        """Free the copy here."""
+
+    def over(self) -> None:
+        """The migration has ended; another may begin."""
+
+
+class Outgoing:
+    """One migration under way; `run` returns when it is over."""
+
+    def __init__(
+        self,
+        departure: Departure,
+        machine: Machine,
+        host: SourceHost,
+        peer: MigrationPeerServiceStub,
+        progress: Progress,
+    ) -> None:
+        self._plan = departure
+        self._machine = machine
+        self._host = host
+        self._peer = peer
+        self._progress = progress
+        self._core = Source(departure.limits)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="migration")
+        self._interruption: asyncio.Future[source.Event] = asyncio.get_running_loop().create_future()
+        self._stream: RecordStream | None = None
+        self._sender: PageSender | None = None
+        self._pending: Numbers = np.empty(0, dtype=np.uint32)
+        self._state = b""
+        self._digest = b""
+        self._destination_failure = ""
+        self._asked_to_stop = 0.0
+        self._frozen_at = 0.0
+        self._pause_s = _FIRST_PAUSE_S
+        self._performers: dict[type[Any], Callable[[Any], Any]] = {
+            source.Prepare: self._prepare,
+            source.SendRound: self._send_round,
+            source.Freeze: self._freeze,
+            source.SendRest: self._send_rest,
+            source.Verify: self._verify,
+            source.RecordHandOver: self._record_hand_over,
+            source.Commit: self._commit,
+            source.AskHolder: self._ask_holder,
+            source.RecordReclaim: self._record_reclaim,
+            source.Drain: self._drain,
+            source.Release: self._release,
+            source.Thaw: self._thaw,
+            source.Abort: self._abort,
+            source.Finish: self._finish,
+        }
+
+    @property
+    def epoch(self) -> int:
+        """What the destination will own."""
+        return self._plan.facts.epoch + 1
+
+    @property
+    def undecided(self) -> bool:
+        """Handed over, and not yet acknowledged."""
+        return self._core.undecided
+
+    def cancel(self, error: SeraiError) -> None:
+        """Stop if the hand-over is not being recorded yet, else MigrationError."""
+        if not self._core.cancellable:
+            self._core.handle(source.Cancelled(error))
+        if not self._interruption.done():
+            self._interruption.set_result(source.Cancelled(error))
+
+    async def run(self) -> None:
+        """Move the guest, or leave it where it is."""
+        unsubscribe = self._machine.subscribe(self._machine_changed)
+        event: source.Event | None = source.Begun()
+        try:
+            while event is not None:
+                event = await self._step(event)
+        finally:
+            unsubscribe()
+            await self._close_stream()
+
+    async def _step(self, event: source.Event) -> source.Event | None:
+        """Carry out what `event` leads to; the next event, None at the end."""
+        before = self._core.phase
+        actions = self._core.handle(event)
+        self._core.check()
+        if self._core.phase is not before:
+            self._progress.enter(self._core.phase)
+        if self._core.undecided and isinstance(event, source.Unanswered | source.Failed):
+            self._progress.set_undecided(event.reason if isinstance(event, source.Unanswered) else str(event.error))
+        following: source.Event | None = None
+        for action in actions:
+            following = await self._perform(action)
+        return following
+
+    async def _perform(self, action: source.Action) -> source.Event | None:
+        work = asyncio.ensure_future(self._performers[type(action)](action))
+        if self._core.cancellable:
+            await asyncio.wait({work, self._interruption}, return_when=asyncio.FIRST_COMPLETED)
+            if self._interruption.done():
+                await self._interrupt(work, action)
+                return self._interruption.result()
+        try:
+            following: source.Event | None = await work
+        except SeraiError as error:
+            return source.Failed(error)
+        except Exception as error:
+            log.exception("migration of %s: a defect", self._plan.facts.name)
+            return source.Failed(MigrationError(f"a defect at the source: {error!r}", reason="DEFECT"))
+        return following
+
+    async def _interrupt(self, work: asyncio.Future[Any], action: source.Action) -> None:
+        """End what is under way without leaving a driver call half done."""
+        if self._stream is not None:
+            self._stream.shutdown()
+        if isinstance(action, source.Prepare | source.Verify):
+            work.cancel()
+        await asyncio.wait({work})
+        if not work.cancelled() and (error := work.exception()) is not None:
+            log.debug("interrupted: %s", error)
+
+    def _machine_changed(self, machine: Machine) -> None:
+        ended = machine.state in (GuestState.FAILED, GuestState.STOPPED)
+        if ended and self._core.cancellable and not self._interruption.done():
+            error = StateError(f"the guest ended: {machine.failure}", reason="GUEST_ENDED")
+            self._interruption.set_result(source.Failed(error))
+
+    async def _prepare(self, _: source.Prepare) -> source.Event:
+        self._progress.enter(Phase.PREPARE)
+        facts = self._plan.facts
+        request = migration_pb2.PrepareArrivalRequest(
+            permit=self._plan.permit,
+            migration=self._plan.migration,
+            guest_uid=facts.uid,
+            spec=facts.spec,
+            epoch=self.epoch,
+            stream_version=STREAM_VERSION,
+            snapshot_version=self._plan.snapshot_version,
+            kernel_release=facts.kernel_release,
+            source_address=self._plan.source_address,
+        )
+        for moment in ("create_time", "start_time", "ready_time"):
+            if facts.HasField(moment):
+                getattr(request, moment).CopyFrom(getattr(facts, moment))
+        answer = await self._peer.PrepareArrival(request, timeout=PREPARE_TIMEOUT_S)
+        secret = ChannelSecret(answer.channel_id, answer.key)
+        self._stream = await self._in_thread(self._dial, answer.data_address, secret)
+        self._sender = PageSender(self._stream, self._machine.ram, bandwidth_bps=self._plan.bandwidth_bps)
+        return source.Prepared()
+
+    def _dial(self, address: str, secret: ChannelSecret) -> RecordStream:
+        return RecordStream.dial(address, secret, maximum=MAX_RECORD, timeout=self._plan.stream_timeout_s)
+
+    async def _send_round(self, action: source.SendRound) -> source.Event:
+        sender = self._expect_sender()
+        if action.number == 1:
+            await self._machine.start_dirty_log()
+            self._pending = np.arange(sender.page_count, dtype=np.uint32)
+        pages = self._pending
+        sending = asyncio.ensure_future(self._in_thread(sender.send_round, action.number, pages))
+        while not (await asyncio.wait({sending}, timeout=0.1))[0]:
+            message = f"round {action.number}: {sender.pages_done} of {len(pages)} pages"
+            self._progress.set_progress(sender.pages_done / max(1, len(pages)), message)
+        sent = await sending
+        self._pending = numbers_of(await self._machine.take_dirty_pages(), sender.page_count)
+        finished = Round(
+            action.number, sent.pages, sent.zero_pages, sent.bytes, sent.seconds, len(self._pending)
+        )
+        self._progress.add_round(finished, sender.bytes_sent)
+        return source.RoundSent(finished)
+
+    async def _freeze(self, _: source.Freeze) -> source.Event:
+        self._asked_to_stop = time.monotonic()
+        await self._machine.pause()
+        self._frozen_at = time.monotonic()
+        self._progress.add_downtime_part("stop", self._frozen_at - self._asked_to_stop)
+        # What the guest sent last is in the loop's hands already; what comes for it from now on waits here.
+        await asyncio.sleep(0)
+        self._host.hold()
+        return source.Frozen()
+
+    async def _send_rest(self, action: source.SendRest) -> source.Event:
+        sender = self._expect_sender()
+        started = time.monotonic()
+        logged = numbers_of(await self._machine.take_dirty_pages(), sender.page_count)
+        dirty = np.union1d(self._pending, logged).astype(np.uint32)
+        sending = asyncio.ensure_future(self._in_thread(self._send_last, sender, action.number, dirty))
+        try:
+            self._state = await self._machine.save_state()
+            saved = time.monotonic()
+        finally:
+            await asyncio.wait({sending})
+        sent = await sending
+        self._progress.add_round(
+            Round(action.number, sent.pages, sent.zero_pages, sent.bytes, sent.seconds, 0), sender.bytes_sent
+        )
+        ended = time.monotonic()
+        self._digest = await self._in_thread(sender.digests.root, self._state)
+        self._progress.add_downtime_part("final pages", ended - started)
+        self._progress.add_downtime_part("state", saved - started)
+        self._progress.add_downtime_part("digest", time.monotonic() - ended)
+        self._progress.resource.report.digest_source = self._digest.hex()
+        return source.RestSent(self._digest)
+
+    def _send_last(self, sender: PageSender, number: int, dirty: Numbers) -> Any:
+        """The dirty log is checked, not believed: what differs is sent, whether it was logged or not."""
+        changed = sender.find_changed()
+        missed = np.setdiff1d(changed, dirty, assume_unique=True)
+        if len(missed):
+            log.error("%s: %d pages were written and not logged as dirty", self._plan.facts.name, len(missed))
+        return sender.send_round(number, np.union1d(dirty, missed).astype(np.uint32), last=True)
+
+    async def _verify(self, _: source.Verify) -> source.Event:
+        started = time.monotonic()
+        counters = await self._machine.statistics()
+        answer = await self._peer.VerifyArrival(
+            migration_pb2.VerifyArrivalRequest(
+                migration=self._plan.migration,
+                state=self._state,
+                digest=self._digest,
+                scrollback=self._machine.read_scrollback(),
+                statistics=guest_pb2.GuestStatistics(
+                    instructions=counters.instructions,
+                    cpu_seconds=counters.cpu_seconds,
+                    boot_seconds=counters.ready_seconds or 0.0,
+                    exits=counters.exits,
+                ),
+            ),
+            timeout=VERIFY_TIMEOUT_S,
+        )
+        self._progress.add_downtime_part("verify", time.monotonic() - started)
+        self._progress.resource.report.digest_destination = answer.digest.hex()
+        return source.Verified(answer.digest)
+
+    async def _record_hand_over(self, _: source.RecordHandOver) -> source.Event:
+        started = time.monotonic()
+        await self._host.record_hand_over(self.epoch)
+        self._progress.add_downtime_part("commit", time.monotonic() - started)
+        return source.HandOverRecorded()
+
+    async def _commit(self, _: source.Commit) -> source.Event:
+        sent = time.monotonic()
+        request = migration_pb2.CommitArrivalRequest(
+            migration=self._plan.migration, epoch=self.epoch, frozen_ns=int((sent - self._frozen_at) * 1e9)
+        )
+        try:
+            answer = await self._peer.CommitArrival(request, timeout=COMMIT_TIMEOUT_S)
+        except SeraiError as error:
+            return source.Unanswered(str(error))
+        resumed = answer.resume_ns / 1e9
+        # The commit's way there is half of what the call took beyond the destination's own work.
+        way = max(0.0, (time.monotonic() - sent - resumed) / 2)
+        self._progress.add_downtime_part("resume", resumed + way)
+        self._progress.set_downtime(sent - self._asked_to_stop + way + resumed)
+        return source.Acknowledged()
+
+    async def _ask_holder(self, _: source.AskHolder) -> source.Event:
+        await asyncio.sleep(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        try:
+            holder = await ask_holder(self._peer, self._plan.facts.uid, self.epoch, self._plan.source_node)
+        except SeraiError as error:
+            return source.Unanswered(str(error))
+        return source.Answered(holder)
+
+    async def _record_reclaim(self, _: source.RecordReclaim) -> source.Event:
+        await self._host.record_reclaim(self.epoch + 1)
+        return source.ReclaimRecorded()
+
+    async def _drain(self, _: source.Drain) -> source.Event:
+        self._host.redirect()
+        return source.Drained()
+
+    async def _release(self, _: source.Release) -> source.Event:
+        await self._close_stream()
+        await self._host.release()
+        return source.Released()
+
+    async def _thaw(self, _: source.Thaw) -> None:
+        """Must not fail: a guest that cannot go on is FAILED, which its watchers are told."""
+        try:
+            if self._machine.state is GuestState.PAUSED:
+                elapsed = time.monotonic() - self._frozen_at if self._frozen_at else 0.0
+                await self._machine.resume(elapsed_ns=int(elapsed * 1e9))
+            if self._machine.state is GuestState.RUNNING:
+                await self._machine.stop_dirty_log()
+        except SeraiError as error:
+            log.error("%s cannot go on: %s", self._plan.facts.name, error)
+        finally:
+            self._host.let_pass()
+
+    async def _abort(self, action: source.Abort) -> None:
+        if self._stream is not None:
+            self._stream.shutdown()
+        request = migration_pb2.AbortArrivalRequest(migration=self._plan.migration, reason=action.reason)
+        try:
+            answer = await self._peer.AbortArrival(request, timeout=COMMIT_TIMEOUT_S)
+            self._destination_failure = answer.failure
+        except SeraiError as error:
+            # It forgets by itself when it hears nothing.
+            log.info("the destination was not told to forget %s: %s", self._plan.facts.name, error)
+
+    async def _finish(self, action: source.Finish) -> None:
+        error = action.error
+        if error is not None and error.reason in _STREAM_REASONS and self._destination_failure:
+            # The source saw no more than the stream break; the destination knows why.
+            error = MigrationError(
+                f"the destination gave up: {self._destination_failure}", reason="DESTINATION_FAILED"
+            )
+        if action.outcome is Outcome.SUCCEEDED:
+            log.info("%s moved to %s", self._plan.facts.name, self._plan.destination_node)
+        else:
+            log.warning("%s did not move: %s", self._plan.facts.name, error)
+        # First make it possible to try again: who watches may do so at once.
+        await self._close_stream()
+        self._host.over()
+        self._progress.finish(action.outcome, error)
+
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def _expect_sender(self) -> PageSender:
+        assert self._sender is not None, "rounds follow the preparation"
+        return self._sender
+
+    async def _close_stream(self) -> None:
+        """The sender holds a view of RAM, which must be gone before the machine is closed."""
+        if self._stream is not None:
+            self._stream.shutdown()
+            await self._in_thread(self._stream.close)
+            self._stream = None
+        self._sender = None
+        self._thread.shutdown(wait=False)

@@ -1,0 +1,31 @@
+"""Whose a guest is: the question that settles a hand-over whose acknowledgement is missing."""
+
+from __future__ import annotations
+
+from serai.migration.source import Holder
+from serai.v1 import migration_pb2
+from serai.v1.migration_pb2_grpc import MigrationPeerServiceStub
+
+ASK_TIMEOUT_S = 5.0
+
+
+async def ask_holder(peer: MigrationPeerServiceStub, guest_uid: str, epoch: int, node: str) -> Holder:
+    """Ask the destination that `guest_uid` was handed to under `epoch`; `node` is this one.
+
+    A destination that neither holds the guest nor ended it on purpose gives it back before it answers, under
+    ``epoch + 1``. Raises SeraiError when there is no answer.
+    """
+    request = migration_pb2.QueryOwnershipRequest(guest_uid=guest_uid, reclaim_epoch=epoch + 1)
+    return interpret(await peer.QueryOwnership(request, timeout=ASK_TIMEOUT_S), epoch, node)
+
+
+def interpret(answer: migration_pb2.Ownership, epoch: int, node: str) -> Holder:
+    """What the answer means for a guest that `node` handed over under `epoch`."""
+    if answer.arriving:
+        return Holder.ARRIVING
+    if answer.epoch < epoch:
+        return Holder.NOBODY
+    if answer.handed_to == node and answer.epoch == epoch + 1 and not answer.owned_here:
+        return Holder.NOBODY
+    # It owns the guest, has ended it, or has handed it on.
+    return Holder.DESTINATION

@@ -1,0 +1,203 @@
+"""Guest memory over a sealed record stream; both ends run in threads. docs/migration.md has the format.
+
+Records (``serai.wire.records``), numbers big-endian:
+
+===========  ===========================================================================================
+PAGES 1      argument: round; payload: count u32, count page numbers u32, count pages
+ZERO 2       argument: round; payload: page numbers u32: these have become zero
+BARRIER 3    argument: round; flag 1: the last one; no payload. The receiver answers with the same record
+===========  ===========================================================================================
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from serai.errors import IntegrityError
+from serai.hypervisor.driver import PAGE_SIZE
+from serai.migration.digests import PageDigests
+from serai.migration.pages import WORDS, Numbers, Pages, glance, page_view, zero_mask
+from serai.wire.records import RecordHeader
+from serai.wire.streams import RecordStream
+
+STREAM_VERSION = 1
+
+PAGES, ZERO, BARRIER = 1, 2, 3
+LAST = 1
+BATCH = 256
+"""Pages in a record."""
+
+MAX_RECORD = 4 + BATCH * (4 + PAGE_SIZE)
+MAX_ZERO_NUMBERS = MAX_RECORD // 4
+_COUNT = struct.Struct("!I")
+
+
+@dataclass(slots=True)
+class Sent:
+    """What one round carried."""
+
+    pages: int = 0
+    zero_pages: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+class PageSender:
+    """The source's end. Each page is copied first, and only the copy is looked at: the guest goes on writing."""
+
+    def __init__(self, stream: RecordStream, ram: memoryview, *, bandwidth_bps: int = 0) -> None:
+        self._stream = stream
+        self._ram = page_view(ram)
+        self._bytes_per_s = bandwidth_bps / 8
+        self._record = bytearray(MAX_RECORD)
+        self._batch = np.empty((BATCH, WORDS), dtype=np.uint64)
+        self._filled = np.zeros(len(self._ram), dtype=np.bool_)
+        self._glances = np.zeros((len(self._ram), 2), dtype=np.uint64)
+        self.digests = PageDigests(len(self._ram))
+        self.pages_done = 0
+        """Of the round under way; read by others to show progress."""
+
+    @property
+    def page_count(self) -> int:
+        """Pages of RAM."""
+        return len(self._ram)
+
+    @property
+    def bytes_sent(self) -> int:
+        """On the wire, with headers and tags."""
+        return self._stream.bytes_sent
+
+    def send_round(self, number: int, pages: Numbers, *, last: bool = False) -> Sent:
+        """Send `pages` as they are now and return when the destination has written them.
+
+        Raises UnavailableError when the stream is lost, IntegrityError when the answer is not one.
+        """
+        started, before = time.monotonic(), self._stream.bytes_sent
+        sent = Sent()
+        self.pages_done = 0
+        for start in range(0, len(pages), BATCH):
+            self._send_batch(number, pages[start : start + BATCH], sent)
+            self.pages_done = min(start + BATCH, len(pages))
+            self._pace(started, before)
+        self._stream.send(BARRIER, flags=LAST if last else 0, argument=number)
+        answer = self._stream.receive()
+        if answer is None or (answer[0].kind, answer[0].argument) != (BARRIER, number):
+            raise IntegrityError(f"the destination did not confirm round {number}", reason="STREAM_INVALID")
+        sent.bytes = self._stream.bytes_sent - before
+        sent.seconds = time.monotonic() - started
+        return sent
+
+    def find_changed(self) -> Numbers:
+        """Pages that differ from what was sent of them, by looking at all of RAM (10 ms for 256 MiB)."""
+        changed = (glance(self._ram) != self._glances).any(axis=1)
+        return np.flatnonzero(changed).astype(np.uint32)
+
+    def _send_batch(self, number: int, pages: Numbers, sent: Sent) -> None:
+        batch = self._batch[: len(pages)]
+        np.take(self._ram, pages, axis=0, out=batch, mode="clip")
+        zero = zero_mask(batch)
+        self._glances[pages] = glance(batch)
+        full = pages[~zero]
+        if len(full):
+            self._send_pages(number, full, batch[~zero] if zero.any() else batch)
+        # The destination's memory is zero already: only what was sent full once has to be cleared.
+        cleared = pages[zero & self._filled[pages]]
+        if len(cleared):
+            self._stream.send(ZERO, cleared.astype(">u4").tobytes(), argument=number)
+            self.digests.clear(cleared)
+        self._filled[pages] = ~zero
+        sent.pages += len(full)
+        sent.zero_pages += len(pages) - len(full)
+
+    def _send_pages(self, number: int, pages: Numbers, contents: Pages) -> None:
+        start = _COUNT.size + 4 * len(pages)
+        length = start + len(pages) * PAGE_SIZE
+        _COUNT.pack_into(self._record, 0, len(pages))
+        self._record[_COUNT.size : start] = pages.astype(">u4").tobytes()
+        payload = memoryview(self._record)[:length]
+        payload[start:] = contents.data.cast("B")
+        self._stream.send(PAGES, payload, argument=number)
+        self.digests.update(pages, payload[start:])
+
+    def _pace(self, started: float, before: int) -> None:
+        """Wait while more was sent than the bandwidth allows."""
+        if self._bytes_per_s:
+            due = started + (self._stream.bytes_sent - before) / self._bytes_per_s
+            time.sleep(max(0.0, due - time.monotonic()))
+
+
+class PageReceiver:
+    """The destination's end: writes into guest RAM whatever an authenticated but untrusted peer sends."""
+
+    def __init__(self, stream: RecordStream, ram: memoryview, on_progress: Callable[[], None]) -> None:
+        self._stream = stream
+        self._ram = page_view(ram)
+        self._payload = memoryview(bytearray(MAX_RECORD))
+        self._on_progress = on_progress
+        self.digests = PageDigests(len(self._ram))
+
+    def run(self) -> None:
+        """Receive until the last barrier. Raises UnavailableError or IntegrityError."""
+        while True:
+            header = self._stream.receive_header()
+            if header is None:
+                raise IntegrityError("the stream ended before its last round", reason="STREAM_INVALID")
+            payload = self._payload[: header.length]
+            self._stream.receive_into(payload)
+            if self._take(header, payload):
+                return
+            self._on_progress()
+
+    def release(self) -> None:
+        """Let go of RAM, which can then be unmapped; nothing can be received any more."""
+        self._ram = np.empty((0, WORDS), dtype=np.uint64)
+
+    def _take(self, header: RecordHeader, payload: memoryview) -> bool:
+        """Obey one record; True after the last."""
+        if header.kind == PAGES:
+            self._write(payload)
+        elif header.kind == ZERO:
+            self._clear(payload)
+        elif header.kind == BARRIER:
+            self._stream.send(BARRIER, argument=header.argument)
+            return bool(header.flags & LAST)
+        else:
+            raise _invalid(f"record {header.sequence} is of the unknown kind {header.kind}")
+        return False
+
+    def _write(self, payload: memoryview) -> None:
+        if len(payload) < _COUNT.size:
+            raise _invalid("a record of pages is cut")
+        (count,) = _COUNT.unpack_from(payload)
+        start = _COUNT.size + 4 * count
+        if not count or len(payload) != start + count * PAGE_SIZE:
+            raise _invalid(f"a record claims {count} pages and has {len(payload)} bytes")
+        numbers = self._numbers(payload[_COUNT.size : start])
+        self._ram[numbers] = np.frombuffer(payload[start:], dtype=np.uint64).reshape(-1, WORDS)
+        self._note(numbers)
+
+    def _clear(self, payload: memoryview) -> None:
+        numbers = self._numbers(payload)
+        self._ram[numbers] = 0
+        self._note(numbers)
+
+    def _note(self, numbers: Numbers) -> None:
+        """Hash what RAM holds now, not what the record said: this is the check of the whole way."""
+        self.digests.update(numbers, self._ram[numbers].data.cast("B"))
+
+    def _numbers(self, payload: memoryview) -> Numbers:
+        if len(payload) % 4:
+            raise _invalid("a list of page numbers is cut")
+        numbers = np.frombuffer(payload, dtype=">u4").astype(np.uint32)
+        if len(numbers) and int(numbers.max()) >= len(self._ram):
+            raise _invalid(f"page {int(numbers.max())} is beyond the guest's {len(self._ram)} pages")
+        return numbers
+
+
+def _invalid(message: str) -> IntegrityError:
+    return IntegrityError(f"migration stream: {message}", reason="STREAM_INVALID")
