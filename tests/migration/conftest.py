@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-
 from tests.agent.harness import Site
 from tests.migration.move import Side, side
 

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.agent.harness import MEBIBYTE, AgentProcess, Client, Site
+
 from serai.agent.daemon import Agent
 from serai.hypervisor.fake import FakeDriver, FakeGuest
 from serai.v1 import guest_pb2, migration_pb2
-from tests.agent.harness import MEBIBYTE, AgentProcess, Client, Site
 
 Migration = migration_pb2.Migration
 
@@ -40,7 +41,9 @@ class Side:
 
 
 @contextlib.asynccontextmanager
-async def side(site: Site, node: str, driver: FakeDriver | None = None, **settings: Any) -> AsyncIterator[Side]:
+async def side(
+    site: Site, node: str, driver: FakeDriver | None = None, **settings: Any
+) -> AsyncIterator[Side]:
     driver = driver or FakeDriver()
     async with site.agent(node, driver, **settings) as agent, site.connect(agent) as client:
         yield Side(node, client, agent.control_address, agent, driver)
@@ -109,7 +112,7 @@ async def eventually(condition: Callable[[], bool], what: str) -> None:
     """Wait until `condition` holds; fails naming `what`."""
     try:
         async with asyncio.timeout(15):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - many kinds of conditions, none with an event
                 await asyncio.sleep(0.01)
     except TimeoutError:
         raise AssertionError(f"never came true: {what}") from None

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from typing import Any
 
 import pytest
+from tests.agent.harness import MEBIBYTE
+from tests.migration.move import Migration, Side, begin, eventually, follow, move, permit, start_guest
 
 from serai.errors import (
     AlreadyExistsError,
@@ -16,8 +19,6 @@ from serai.errors import (
 from serai.hypervisor.driver import GuestState
 from serai.migration.source import Phase
 from serai.v1 import guest_pb2, migration_pb2, operation_pb2
-from tests.agent.harness import MEBIBYTE
-from tests.migration.move import Migration, Side, begin, eventually, follow, move, permit, start_guest
 
 Guest = guest_pb2.Guest
 
@@ -93,7 +94,7 @@ async def test_there_and_back_with_rising_epochs(source: Side, destination: Side
 
 async def test_console_says_where_the_guest_went(source: Side, destination: Side) -> None:
     guest = await start_guest(source)
-    call = source.client.guests.AttachConsole()
+    call: Any = source.client.guests.AttachConsole()
     await call.write(guest_pb2.ConsoleInput(name=guest.name))
     assert (await call.read()).scrollback
     await move(source, destination, guest)
@@ -102,13 +103,15 @@ async def test_console_says_where_the_guest_went(source: Side, destination: Side
             await call.read()
     assert caught.value.reason == "GUEST_MOVED"
     assert caught.value.metadata == {"node": "beta/b1", "address": destination.address}
-    again = destination.client.guests.AttachConsole()
+    again: Any = destination.client.guests.AttachConsole()
     await again.write(guest_pb2.ConsoleInput(name=guest.name))
     assert b"fake guest ready" in (await again.read()).data
     again.cancel()
 
 
-async def test_frames_for_a_moving_guest_are_held_and_follow_it_in_order(source: Side, destination: Side) -> None:
+async def test_frames_for_a_moving_guest_are_held_and_follow_it_in_order(
+    source: Side, destination: Side
+) -> None:
     guest = await start_guest(source)
     receive = source.here.data_plane._ports.values().__iter__().__next__().receive
     sent = [b"%-60d" % number for number in range(400)]
@@ -127,7 +130,9 @@ async def test_frames_for_a_moving_guest_are_held_and_follow_it_in_order(source:
     assert list(destination.guest.port("eth0").received) == sent
 
 
-async def test_redirection_ends_when_the_guest_is_deleted_at_the_source(source: Side, destination: Side) -> None:
+async def test_redirection_ends_when_the_guest_is_deleted_at_the_source(
+    source: Side, destination: Side
+) -> None:
     guest = await start_guest(source)
     await move(source, destination, guest)
     data_plane = source.here.data_plane

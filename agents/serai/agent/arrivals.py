@@ -109,7 +109,9 @@ class Arrivals:
                 self.revoke(old.token)
         self._inventory.expect_free(guest_name(request.guest_id))
         if self._inventory.find(request.guest_uid) is not None or self._expected(request.guest_uid):
-            raise AlreadyExistsError(f"guest {request.guest_uid} is here, or expected", guest=request.guest_uid)
+            raise AlreadyExistsError(
+                f"guest {request.guest_uid} is here, or expected", guest=request.guest_uid
+            )
         self._guests.reserve(request.guest_uid, demand_of(request.spec))
         permit = Permit(
             secrets.token_bytes(32), request.guest_uid, request.guest_id, request.source_node, request.spec
@@ -218,7 +220,9 @@ class Arrivals:
             return ""
         return self._failures.get(migration, "")
 
-    async def query(self, request: migration_pb2.QueryOwnershipRequest, asker: str) -> migration_pb2.Ownership:
+    async def query(
+        self, request: migration_pb2.QueryOwnershipRequest, asker: str
+    ) -> migration_pb2.Ownership:
         """What this node's record says, after giving a lost guest back if that is asked for."""
         uid = request.guest_uid
         if any(arrival.arriving for arrival in self._arrivals.values() if arrival.guest_uid == uid):

@@ -80,9 +80,7 @@ class Agent:
             heartbeat_s=settings.heartbeat_s,
         )
         self.peers = Peers(self.credentials)
-        self.data_plane = DataPlane(
-            settings.node, self.peers.open_channel, data_address=settings.data_listen
-        )
+        self.data_plane = DataPlane(settings.node, self.peers.open_channel, data_address=settings.data_listen)
         self.bus = create_bus(self.credentials.identity, settings.events_url or None)
         self._publisher = Publisher(self.bus, settings.node)
         self._closers = contextlib.AsyncExitStack()
@@ -122,9 +120,7 @@ class Agent:
         await self.data_plane.start()
         self._compose()
         self.guests.load()
-        server = await create_server(
-            self.credentials, self.settings.listen, self._services(), access_table()
-        )
+        server = await create_server(self.credentials, self.settings.listen, self._services(), access_table())
         self._on_close(server.close)
         self._set_addresses(self._advertised(server.address), self._advertised(self.data_plane.data_address))
         self._on_close(self._stop_guests)

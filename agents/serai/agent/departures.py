@@ -111,7 +111,9 @@ class Departures:
         Identity(Role.AGENT, request.destination_node)
         if request.destination_node == self._settings.node:
             raise InvalidInputError(
-                f"{hosted.name} is on {self._settings.node} already", hint="name another node", reason="SAME_NODE"
+                f"{hosted.name} is on {self._settings.node} already",
+                hint="name another node",
+                reason="SAME_NODE",
             )
         if not request.destination_address or not request.permit:
             raise InvalidInputError(
@@ -188,14 +190,14 @@ class Departures:
         return progress
 
     async def end_for(self, hosted: Hosted) -> None:
-        """The guest is about to be deleted: let no migration be under way; StateError while one is undecided."""
+        """The guest is about to be deleted: end its migration; StateError while that is undecided."""
         if not hosted.migration:
             return
         name = hosted.migration
         outgoing = self._running.get(name)
         if outgoing is not None and outgoing.undecided:
             raise StateError(
-                f"{hosted.name} was handed over and its destination has not answered; nobody knows yet whose it is",
+                f"{hosted.name} was handed over, and its destination has not said whether it has it",
                 hint="wait until the destination can be reached",
                 reason="UNDECIDED",
             )
@@ -360,10 +362,15 @@ class _LeavingGuest:
 
 
 def _limits(options: migration_pb2.MigrationOptions) -> Limits:
-    if options.mode not in (migration_pb2.MigrationOptions.MODE_UNSPECIFIED, migration_pb2.MigrationOptions.PRE_COPY):
+    if options.mode not in (
+        migration_pb2.MigrationOptions.MODE_UNSPECIFIED,
+        migration_pb2.MigrationOptions.PRE_COPY,
+    ):
         raise InvalidInputError(f"mode {options.mode} is unknown here", hint="use PRE_COPY")
     if options.max_downtime_ms < 0 or options.deadline_s < 0:
-        raise InvalidInputError("max_downtime_ms and deadline_s cannot be negative", hint="0 means the default")
+        raise InvalidInputError(
+            "max_downtime_ms and deadline_s cannot be negative", hint="0 means the default"
+        )
     defaults = Limits()
     return Limits(
         max_downtime_s=options.max_downtime_ms / 1000 or defaults.max_downtime_s,

@@ -12,13 +12,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from serai.agent.capacity import Capacity, Demand
 from serai.agent.inventory import Hosted, Inventory, Presence
-from serai.network.dataplane import DataPlane
 from serai.agent.records import Holding, Records
 from serai.agent.spec import ImageSource, build_config, check_guest_id, check_spec, demand_of, guest_name
 from serai.agent.tasks import TaskSet
 from serai.errors import InvalidInputError, SeraiError, StateError
 from serai.hypervisor.driver import Driver, GuestState
 from serai.hypervisor.driver import Guest as Machine
+from serai.network.dataplane import DataPlane
 from serai.v1 import guest_pb2
 
 log = logging.getLogger(__name__)

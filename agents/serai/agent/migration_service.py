@@ -1,4 +1,4 @@
-"""``MigrationService`` for the node's provider, ``MigrationPeerService`` and ``ChannelService`` for other nodes."""
+"""``MigrationService`` for the node's provider; ``MigrationPeerService`` and ``ChannelService`` for nodes."""
 
 from __future__ import annotations
 
@@ -56,15 +56,11 @@ class MigrationService(MigrationServiceServicer):
         progress = await self._departures.cancel(request.name)
         return progress.copy()
 
-    async def PermitArrival(
-        self, request: pb.PermitArrivalRequest, context: Any
-    ) -> pb.PermitArrivalResponse:
+    async def PermitArrival(self, request: pb.PermitArrivalRequest, context: Any) -> pb.PermitArrivalResponse:
         """Consent to one arrival."""
         return pb.PermitArrivalResponse(permit=self._arrivals.permit(request))
 
-    async def RevokeArrival(
-        self, request: pb.RevokeArrivalRequest, context: Any
-    ) -> pb.RevokeArrivalResponse:
+    async def RevokeArrival(self, request: pb.RevokeArrivalRequest, context: Any) -> pb.RevokeArrivalResponse:
         """Take consent back."""
         self._arrivals.revoke(request.permit)
         return pb.RevokeArrivalResponse()
@@ -82,15 +78,11 @@ class MigrationPeerService(MigrationPeerServiceServicer):
         """Check and make room."""
         return await self._arrivals.prepare(request, caller(context).owner)
 
-    async def VerifyArrival(
-        self, request: pb.VerifyArrivalRequest, context: Any
-    ) -> pb.VerifyArrivalResponse:
+    async def VerifyArrival(self, request: pb.VerifyArrivalRequest, context: Any) -> pb.VerifyArrivalResponse:
         """Check what came; the reply is *ready*."""
         return await self._arrivals.get(request.migration, caller(context).owner).verify(request)
 
-    async def CommitArrival(
-        self, request: pb.CommitArrivalRequest, context: Any
-    ) -> pb.CommitArrivalResponse:
+    async def CommitArrival(self, request: pb.CommitArrivalRequest, context: Any) -> pb.CommitArrivalResponse:
         """*go*."""
         return await self._arrivals.get(request.migration, caller(context).owner).commit(request)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from serai.errors import NotFoundError
 from serai.network.peers import ChannelOffer
 from serai.v1 import migration_pb2
@@ -10,6 +12,9 @@ from serai.wire.identity import Identity, Role
 from serai.wire.records import ChannelSecret
 from serai.wire.rpc import Channel, connect
 from serai.wire.tls import Credentials
+
+if TYPE_CHECKING:
+    from serai.v1.migration_pb2_grpc import MigrationPeerServiceAsyncStub
 
 
 class Peers:
@@ -28,7 +33,7 @@ class Peers:
             if stale is not None:
                 await stale.close()
 
-    def migration(self, node: str) -> MigrationPeerServiceStub:
+    def migration(self, node: str) -> MigrationPeerServiceAsyncStub:
         """What it offers to a node that sends it a guest; NotFoundError when nobody has said where it is."""
         return MigrationPeerServiceStub(self._channel(node))
 

@@ -41,9 +41,7 @@ class SegmentService(SegmentServiceServicer):
         """Frames leave over it from now on."""
         return self._describe(self._data_plane.activate_segment(_segment_id(request.name)))
 
-    async def DeleteSegment(
-        self, request: pb.DeleteSegmentRequest, context: Any
-    ) -> pb.DeleteSegmentResponse:
+    async def DeleteSegment(self, request: pb.DeleteSegmentRequest, context: Any) -> pb.DeleteSegmentResponse:
         """Remove it."""
         try:
             self._data_plane.delete_segment(_segment_id(request.name))
@@ -60,7 +58,9 @@ class SegmentService(SegmentServiceServicer):
             request.page_size,
             request.page_token,
         )
-        return pb.ListSegmentsResponse(segments=[self._describe(item) for item in page], next_page_token=token)
+        return pb.ListSegmentsResponse(
+            segments=[self._describe(item) for item in page], next_page_token=token
+        )
 
     async def CaptureFrames(
         self, request: pb.CaptureFramesRequest, context: Any
@@ -110,9 +110,7 @@ class SegmentService(SegmentServiceServicer):
 
     def _describe_point(self, point: switch.AttachmentPoint) -> pb.AttachmentPoint:
         if isinstance(point, switch.GuestPort):
-            return pb.AttachmentPoint(
-                port=pb.GuestPort(guest_uid=point.guest_uid, interface=point.interface)
-            )
+            return pb.AttachmentPoint(port=pb.GuestPort(guest_uid=point.guest_uid, interface=point.interface))
         address = self._addresses.get((point.node, point.label), "")
         return pb.AttachmentPoint(
             peer=pb.PeerLabel(node=point.node, control_address=address, label=point.label)

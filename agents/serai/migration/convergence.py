@@ -83,8 +83,8 @@ class Convergence:
         """Why it does not converge, in figures."""
         written = last.dirtied_pages * PAGE_SIZE / last.seconds if last.seconds else 0.0
         return (
-            f"after {last.number} rounds and {self._elapsed:.1f} s the guest writes {written / 1e6:.0f} MB/s, the"
-            f" link carries {self._rate / 1e6:.0f} MB/s, and what is left would take"
+            f"after {last.number} rounds and {self._elapsed:.1f} s the guest writes {written / 1e6:.0f} MB/s,"
+            f" the link carries {self._rate / 1e6:.0f} MB/s, and what is left would take"
             f" {self.expected_downtime_s(last.dirtied_pages) * 1000:.0f} ms,"
             f" more than the {self.limits.max_downtime_s * 1000:.0f} ms allowed"
         )

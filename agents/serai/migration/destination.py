@@ -1,7 +1,7 @@
 """The destination's side of a migration as a pure state machine: events in, actions out, no clock and no I/O.
 
-It runs the guest only after it has recorded that it owns it, and it records that only when the source has said *go*
-- or when, asked after a long silence, the source's own record says so.
+It runs the guest only after it has recorded that it owns it, and it records that only when the source has
+said *go* - or when, asked after a long silence, the source's own record says so.
 """
 
 from __future__ import annotations
@@ -150,15 +150,7 @@ class GiveUpGuest:
 
 
 Action: TypeAlias = (
-    Verify
-    | SayReady
-    | RecordOwnership
-    | Resume
-    | Acknowledge
-    | AskSource
-    | Forget
-    | Refuse
-    | GiveUpGuest
+    Verify | SayReady | RecordOwnership | Resume | Acknowledge | AskSource | Forget | Refuse | GiveUpGuest
 )
 
 
@@ -177,7 +169,7 @@ class Destination:
         """Whether a commit would succeed, now or as soon as the one under way has."""
         return self.stage in (Stage.READY, Stage.RECORDING, Stage.RESUMING)
 
-    def handle(self, event: Event) -> list[Action]:
+    def handle(self, event: Event) -> list[Action]:  # noqa: PLR0911 - the table of transitions
         """What to do now, in this order."""
         self.story.append(f"{self.stage.value}: {type(event).__name__}")
         match event:
@@ -204,7 +196,7 @@ class Destination:
                 self.running = True
                 self.stage = Stage.OWNED
                 return [Acknowledge()]
-            case (Stage.RECEIVING | Stage.VERIFYING), Silence():
+            case ((Stage.RECEIVING | Stage.VERIFYING), Silence()):
                 return self._forget(MigrationError("nothing came from the source for long", reason="STALLED"))
             case Stage.READY, Silence():
                 return [AskSource()]
@@ -254,7 +246,9 @@ class Destination:
         if handed_over:
             self.stage = Stage.RECORDING
             return [RecordOwnership()]
-        return self._forget(MigrationError("the source did not hand the guest over", reason="NOT_HANDED_OVER"))
+        return self._forget(
+            MigrationError("the source did not hand the guest over", reason="NOT_HANDED_OVER")
+        )
 
     def _forget(self, error: SeraiError) -> list[Action]:
         self.stage = Stage.FORGOTTEN
@@ -262,5 +256,7 @@ class Destination:
 
     def _wrong(self, what: str) -> SeraiError:
         return ConflictError(
-            f"the arrival cannot be {what}: it is {self.stage.value}", reason="WRONG_STAGE", stage=self.stage.value
+            f"the arrival cannot be {what}: it is {self.stage.value}",
+            reason="WRONG_STAGE",
+            stage=self.stage.value,
         )

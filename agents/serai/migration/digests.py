@@ -5,8 +5,9 @@
     page   P[n] = SHA-256(page n)
     root      R = SHA-256("serai guest digest 1" | page count u64 | P[0] | P[1] | ... | SHA-256(state))
 
-Hashing all of RAM takes 0.7 ms a mebibyte, more than a freeze may last; so both sides keep P as pages are sent
-and arrive, each from its own memory, and only what the last round carried is hashed while the guest stands still.
+Hashing all of RAM takes 0.7 ms a mebibyte, more than a freeze may last; so both sides keep P as pages are
+sent and arrive, each from its own memory, and only what the last round carried is hashed while the guest
+stands still.
 """
 
 from __future__ import annotations

@@ -134,14 +134,18 @@ class Arrival:
         self._stream = RecordStream(sock, self.secret, Direction.RESPONDER, maximum=MAX_RECORD)
         self._receiving = self._host.start_task(self._receive(self._stream), f"receive {self.guest_uid}")
 
-    async def verify(self, request: migration_pb2.VerifyArrivalRequest) -> migration_pb2.VerifyArrivalResponse:
+    async def verify(
+        self, request: migration_pb2.VerifyArrivalRequest
+    ) -> migration_pb2.VerifyArrivalResponse:
         """Check what arrived, load the state. Raises why it cannot be run."""
         self._heard = time.monotonic()
         self._request = request
         await self._handle(destination.VerifyAsked())
         return await asyncio.shield(self._ready)
 
-    async def commit(self, request: migration_pb2.CommitArrivalRequest) -> migration_pb2.CommitArrivalResponse:
+    async def commit(
+        self, request: migration_pb2.CommitArrivalRequest
+    ) -> migration_pb2.CommitArrivalResponse:
         """Own and run the guest; repeats get the same answer."""
         self._heard = time.monotonic()
         if not self._committed_at:
@@ -186,7 +190,9 @@ class Arrival:
             return destination.Failed(error)
         except Exception as error:
             log.exception("arrival of %s: a defect", self.guest_uid)
-            return destination.Failed(MigrationError(f"a defect at the destination: {error!r}", reason="DEFECT"))
+            return destination.Failed(
+                MigrationError(f"a defect at the destination: {error!r}", reason="DEFECT")
+            )
         return following
 
     async def _receive(self, stream: RecordStream) -> None:

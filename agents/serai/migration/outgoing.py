@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,9 +23,11 @@ from serai.migration.progress import Progress
 from serai.migration.source import Outcome, Phase, Source
 from serai.migration.stream import MAX_RECORD, STREAM_VERSION, PageSender
 from serai.v1 import guest_pb2, migration_pb2
-from serai.v1.migration_pb2_grpc import MigrationPeerServiceStub
 from serai.wire.records import ChannelSecret
 from serai.wire.streams import RecordStream
+
+if TYPE_CHECKING:
+    from serai.v1.migration_pb2_grpc import MigrationPeerServiceAsyncStub
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ class Outgoing:
         departure: Departure,
         machine: Machine,
         host: SourceHost,
-        peer: MigrationPeerServiceStub,
+        peer: MigrationPeerServiceAsyncStub,
         progress: Progress,
     ) -> None:
         self._plan = departure
@@ -159,7 +161,9 @@ class Outgoing:
         if self._core.phase is not before:
             self._progress.enter(self._core.phase)
         if self._core.undecided and isinstance(event, source.Unanswered | source.Failed):
-            self._progress.set_undecided(event.reason if isinstance(event, source.Unanswered) else str(event.error))
+            self._progress.set_undecided(
+                event.reason if isinstance(event, source.Unanswered) else str(event.error)
+            )
         following: source.Event | None = None
         for action in actions:
             following = await self._perform(action)
@@ -242,13 +246,12 @@ class Outgoing:
         return source.RoundSent(finished)
 
     async def _freeze(self, _: source.Freeze) -> source.Event:
+        # What comes for the guest from now on waits here; what it sends until it stops still goes out.
+        self._host.hold()
         self._asked_to_stop = time.monotonic()
         await self._machine.pause()
         self._frozen_at = time.monotonic()
         self._progress.add_downtime_part("stop", self._frozen_at - self._asked_to_stop)
-        # What the guest sent last is in the loop's hands already; what comes for it from now on waits here.
-        await asyncio.sleep(0)
-        self._host.hold()
         return source.Frozen()
 
     async def _send_rest(self, action: source.SendRest) -> source.Event:
@@ -352,8 +355,8 @@ class Outgoing:
         """Must not fail: a guest that cannot go on is FAILED, which its watchers are told."""
         try:
             if self._machine.state is GuestState.PAUSED:
-                elapsed = time.monotonic() - self._frozen_at if self._frozen_at else 0.0
-                await self._machine.resume(elapsed_ns=int(elapsed * 1e9))
+                # Its clock went on here: nothing is to be added.
+                await self._machine.resume()
             if self._machine.state is GuestState.RUNNING:
                 await self._machine.stop_dirty_log()
         except SeraiError as error:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from serai.migration.source import Holder
 from serai.v1 import migration_pb2
-from serai.v1.migration_pb2_grpc import MigrationPeerServiceStub
+
+if TYPE_CHECKING:
+    from serai.v1.migration_pb2_grpc import MigrationPeerServiceAsyncStub
 
 ASK_TIMEOUT_S = 5.0
 
 
-async def ask_holder(peer: MigrationPeerServiceStub, guest_uid: str, epoch: int, node: str) -> Holder:
+async def ask_holder(peer: MigrationPeerServiceAsyncStub, guest_uid: str, epoch: int, node: str) -> Holder:
     """Ask the destination that `guest_uid` was handed to under `epoch`; `node` is this one.
 
     A destination that neither holds the guest nor ended it on purpose gives it back before it answers, under

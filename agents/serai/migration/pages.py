@@ -24,14 +24,15 @@ def page_view(ram: memoryview) -> Pages:
 
 
 def numbers_of(bitmap: bytes, page_count: int) -> Numbers:
-    """The page numbers whose bits are set, least significant bit first; bits beyond `page_count` do not count."""
+    """The page numbers whose bits are set, least significant first; bits beyond `page_count` do not count."""
     bits = np.unpackbits(np.frombuffer(bitmap, dtype=np.uint8), count=page_count, bitorder="little")
     return np.flatnonzero(bits).astype(np.uint32)
 
 
 def zero_mask(pages: Pages) -> NDArray[np.bool_]:
     """True for each page that holds nothing but zeros."""
-    return np.bitwise_or.reduce(pages, axis=1) == 0
+    mask: NDArray[np.bool_] = np.bitwise_or.reduce(pages, axis=1) == 0
+    return mask
 
 
 def glance(pages: Pages) -> Pages:

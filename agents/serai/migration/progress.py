@@ -1,4 +1,4 @@
-"""What a migration shows of itself: the ``serai.v1.Migration`` resource, kept up to date, and those who watch it."""
+"""What a migration shows of itself: the ``serai.v1.Migration`` resource, and those who watch it."""
 
 from __future__ import annotations
 

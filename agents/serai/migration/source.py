@@ -1,9 +1,9 @@
 """The source's side of a migration as a pure state machine: events in, actions out, no clock and no I/O.
 
-The order of the actions is the guarantee: nothing is committed before the hand-over is on the disk, the guest runs
-here only while this side's record owns it, and the frozen copy is let go of only when the destination is known to
-own the guest. `check` states it as an invariant; tests call it after every step, and run this machine against
-`serai.migration.destination` over a lossy link with crashes.
+The order of the actions is the guarantee: nothing is committed before the hand-over is on the disk, the guest
+runs here only while this side's record owns it, and the frozen copy is let go of only when the destination is
+known to own the guest. `check` states it as an invariant; tests call it after every step, and run this
+machine against `serai.migration.destination` over a lossy link with crashes.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ class Source:
         """Before the hand-over is being recorded."""
         return self.outcome is Outcome.RUNNING and self.phase in (Phase.PREPARE, Phase.STREAM, Phase.FREEZE)
 
-    def handle(self, event: Event) -> list[Action]:
+    def handle(self, event: Event) -> list[Action]:  # noqa: PLR0911, PLR0912 - the table of transitions
         """What to do now, in this order. An event that does not belong here raises MigrationError."""
         self.story.append(f"{self.phase}: {type(event).__name__}")
         match event:
@@ -449,6 +449,6 @@ class Source:
 
     def _unexpected(self, event: Event) -> MigrationError:
         return MigrationError(
-            f"{type(event).__name__} does not belong to {self.phase} ({self.outcome.value}): {self.story[-8:]}",
+            f"{type(event).__name__} is not due at {self.phase}, {self.outcome.value}: {self.story[-8:]}",
             reason="PROTOCOL",
         )

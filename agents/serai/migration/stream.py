@@ -48,7 +48,7 @@ class Sent:
 
 
 class PageSender:
-    """The source's end. Each page is copied first, and only the copy is looked at: the guest goes on writing."""
+    """The source's end. Pages are copied first, and only the copy is looked at: the guest goes on writing."""
 
     def __init__(self, stream: RecordStream, ram: memoryview, *, bandwidth_bps: int = 0) -> None:
         self._stream = stream
