@@ -280,6 +280,20 @@ def test_a_changed_byte_is_found_on_request(build: Callable[..., Image]) -> None
         image.verify()
 
 
+def test_pruning_removes_replaced_images_and_their_packages_only(
+    build: Callable[..., Image], store: ImageStore, archive: Any
+) -> None:
+    first = build()
+    archive.busybox = b"newer"
+    archive.build()
+    second = build(refresh=True)
+    freed = store.prune()
+    assert freed >= first.size and not first.folder.exists()
+    second.verify()
+    assert {path.name for path in store.downloads.iterdir()} == {source.sha256 for source in second.sources}
+    assert store.prune() == 0
+
+
 @pytest.mark.parametrize("name", ["../debian", "", "De bian", "a/b"])
 def test_a_name_that_is_none_is_refused(store: ImageStore, name: str) -> None:
     with pytest.raises(ImageError, match="not the name of an image"):
