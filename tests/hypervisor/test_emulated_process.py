@@ -211,7 +211,7 @@ async def test_state_and_waiting_frames_move_to_another_process(make: Make) -> N
         yield Store(UART_BASE + 7, 1, 0x42)
         yield Write(RAM_BASE, b"memory")
         while True:
-            yield Wait()
+            yield Load(UART_BASE + 7, 1)
 
     def show(hart: ScriptedHart) -> Program:
         yield Store(UART_BASE, 1, (yield Load(UART_BASE + 7, 1)))

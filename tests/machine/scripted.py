@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serai.machine.board import RAM_BASE
-from serai.machine.hart import ClockSource, ExitReason
+from serai.machine.hart import CSR_MIE, CSR_MIP, ClockSource, ExitReason
 from serai.machine.memory import PAGE_SIZE
 
 
@@ -138,7 +138,7 @@ class ScriptedHart:
         self._result = value
 
     def csr(self, number: int) -> int:
-        return self.csrs.get(number, 0)
+        return {CSR_MIP: self.pending, CSR_MIE: -1}.get(number, self.csrs.get(number, 0))
 
     def set_csr(self, number: int, value: int) -> None:
         self.csrs[number] = value

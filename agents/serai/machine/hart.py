@@ -20,6 +20,8 @@ SUPERVISOR = 1
 
 CSR_SCOUNTEREN = 0x106
 CSR_SATP = 0x180
+CSR_MIE = 0x304
+CSR_MIP = 0x344
 
 
 class ExitReason(enum.IntEnum):

@@ -18,6 +18,8 @@ from serai.machine.board import MachineConfig
 from serai.machine.bus import Bus
 from serai.machine.errors import ConfigurationError, DirtyLogError, LoadError, SnapshotError
 from serai.machine.hart import (
+    CSR_MIE,
+    CSR_MIP,
     CSR_SATP,
     CSR_SCOUNTEREN,
     MACHINE_EXTERNAL_INTERRUPT,
@@ -62,6 +64,7 @@ class MachineState:
     memory_bytes: int
     vcpus: int
     clock: str
+    waiting: bool
     instructions_before: int
     exits: dict[str, int]
     ready_seconds: float | None
@@ -86,6 +89,7 @@ class Machine:
         self.kernel_release = ""
         self._make_hart = make_hart
         self._dirty_log = False
+        self._waiting = False
         self._instructions_before = 0
         self._restored_at_ticks: int | None = None
         self.memory = GuestMemory(ram, board.RAM_BASE, self._wrote)
@@ -188,6 +192,7 @@ class Machine:
             transport.reset()
         self.firmware.request = None
         self.fault = ""
+        self._waiting = False
         self.boot()
 
     # Execution.
@@ -197,6 +202,9 @@ class Machine:
 
         A device exit is served and execution goes on; `Hart.request_exit` ends the call early as BUDGET.
         """
+        if self._waiting and not self._awake():
+            return MachineExit.WAIT
+        self._waiting = False
         hart, exits = self.hart, self.exits
         end = hart.instructions + budget
         while (remaining := end - hart.instructions) > 0:
@@ -212,6 +220,7 @@ class Machine:
                         return self._system_request(self.firmware.request)
                 case ExitReason.WAIT:
                     exits["wait"] = exits.get("wait", 0) + 1
+                    self._waiting = True
                     return MachineExit.WAIT
                 case ExitReason.FAULT:
                     self.fault = hart.fault
@@ -221,6 +230,11 @@ class Machine:
                 case ExitReason.BUDGET:
                     pass
         return MachineExit.BUDGET
+
+    def _awake(self) -> bool:
+        """Whether what ends a WFI is there; until then, looking again must not move the guest."""
+        hart = self.hart
+        return bool(hart.csr(CSR_MIP) & hart.csr(CSR_MIE)) or hart.wait_deadline_ns() == 0
 
     def _load(self, hart: Hart) -> None:
         found = self.bus.find(hart.exit_address)
@@ -303,6 +317,7 @@ class Machine:
             memory_bytes=config.memory_bytes,
             vcpus=config.vcpus,
             clock=config.clock.value,
+            waiting=self._waiting,
             instructions_before=self._instructions_before,
             exits=dict(self.exits),
             ready_seconds=self.ready_seconds,
@@ -335,6 +350,7 @@ class Machine:
         self.exits = dict(state.exits)
         self.ready_seconds = state.ready_seconds
         self.kernel_release = state.kernel_release
+        self._waiting = state.waiting
         self._instructions_before = state.instructions_before
         self._restored_at_ticks = self.hart.time
 
