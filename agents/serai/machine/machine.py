@@ -175,7 +175,7 @@ class Machine:
         hart = self.hart
         hart.pc = boot.entry
         hart.privilege = SUPERVISOR
-        # Firmware opens cycle, time and instret to user programs (the vDSO reads the time); Linux relies on it.
+        # Firmware opens the counters to user programs: Linux relies on it, its vDSO reads the time.
         hart.set_csr(CSR_SCOUNTEREN, 0b111)
         hart.x[10] = 0
         hart.x[11] = boot.tree
