@@ -152,12 +152,13 @@ class Operations:
                 await watcher.changes()
         return record.operation
 
-    def running(self, target: str) -> Operation | None:
-        """The operation under way on `target`, if any."""
-        for record in self.records:
-            if record.operation.target == target and not record.operation.done:
-                return record.operation
-        return None
+    def running(self, target: str, *, but: str = "") -> list[Operation]:
+        """The operations under way on `target`, except those of the verb `but`."""
+        return [
+            record.operation
+            for record in self.records
+            if record.operation.target == target and not record.operation.done and record.operation.verb != but
+        ]
 
     async def close(self) -> None:
         """Cancel what runs and wait until it is undone. What a crash interrupts, the next process undoes."""

@@ -1,0 +1,52 @@
+"""Who may call what: one table for each role's server. What is not in it is refused."""
+
+from __future__ import annotations
+
+from serai.wire.identity import Role
+from serai.wire.rpc import AccessTable
+
+
+def _methods(service: str, names: str, *roles: Role) -> dict[str, frozenset[Role]]:
+    return {f"/serai.v1.{service}/{name}": frozenset(roles) for name in names.split()}
+
+
+_OPERATIONS = "GetOperation ListOperations WatchOperation CancelOperation"
+_CONSOLES = "OpenConsole CaptureNodeFrames"
+
+PIP_ACCESS: AccessTable = {
+    **_methods(
+        "InfrastructureService",
+        "GetAdvertisement AllocateSlice ProvisionSlice UpdateSlice GetSlice ListSlices WatchSlices ReleaseSlice"
+        " StartSliceNode StopSliceNode GetSliceNodeStatistics RelocateSliceNode DepartSliceNode",
+        Role.VNP,
+        Role.ADMIN,
+    ),
+    **_methods("InfrastructureService", "ListNodes", Role.ADMIN),
+    **_methods("PeeringService", "ConnectLink DisconnectLink AcceptGuest", Role.PIP),
+    **_methods("ConsoleService", _CONSOLES, Role.VNP, Role.ADMIN),
+    **_methods("OperationService", _OPERATIONS, Role.VNP, Role.ADMIN),
+}
+
+VNP_ACCESS: AccessTable = {
+    **_methods(
+        "ProviderService",
+        "CreateNetwork GetNetwork ListNetworks WatchNetworks DeleteNetwork StartNetworkNode StopNetworkNode"
+        " DeleteNetworkNode GetNetworkNodeStatistics MigrateNetworkNode",
+        Role.VNO,
+        Role.ADMIN,
+    ),
+    **_methods("ConsoleService", _CONSOLES, Role.VNO, Role.ADMIN),
+    **_methods("OperationService", _OPERATIONS, Role.VNO, Role.ADMIN),
+}
+
+VNO_ACCESS: AccessTable = {
+    **_methods(
+        "OperatorService",
+        "ValidateDescription CreateVnet GetVnet ListVnets WatchVnets DeleteVnet GetVnetNode StartVnetNode"
+        " StopVnetNode DeleteVnetNode GetVnetNodeStatistics MigrateVnetNode",
+        Role.SP,
+        Role.ADMIN,
+    ),
+    **_methods("ConsoleService", _CONSOLES, Role.SP, Role.ADMIN),
+    **_methods("OperationService", _OPERATIONS, Role.SP, Role.ADMIN),
+}

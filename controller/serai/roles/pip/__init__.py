@@ -1,0 +1,1 @@
+"""PIP: owns nodes and links and sells slices of them."""

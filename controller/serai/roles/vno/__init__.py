@@ -1,0 +1,1 @@
+"""VNO: installs and operates VNets that are described in XML."""
