@@ -21,7 +21,9 @@ from serai.store.database import Database
 class Record(BaseModel):
     """Base of what is kept. Never change one that a collection holds: go through `Collection.update`."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="ignore")
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, extra="ignore", ser_json_bytes="base64", val_json_bytes="base64"
+    )
 
     name: str
 

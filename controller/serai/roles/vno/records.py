@@ -1,0 +1,32 @@
+"""What a VNO remembers of its VNets."""
+
+from __future__ import annotations
+
+import enum
+
+from serai.store import Record
+
+
+class VnetState(enum.StrEnum):
+    """Where a VNet is in its life; DEGRADED is not kept, it follows from its network."""
+
+    CREATING = "creating"
+    RUNNING = "running"
+    DELETING = "deleting"
+
+
+class VnetRecord(Record):
+    """A VNet. All else about it is in its description and in the VNP's network."""
+
+    owner: str
+    state: VnetState
+    document: bytes
+    network: str
+    """What the VNP calls it; chosen before it is asked for."""
+    create_time: float
+    running_time: float = 0.0
+
+    @property
+    def id(self) -> str:
+        """The last part of the name."""
+        return self.name.partition("/")[2]
