@@ -16,8 +16,8 @@ _CONSOLES = "OpenConsole CaptureNodeFrames"
 PIP_ACCESS: AccessTable = {
     **_methods(
         "InfrastructureService",
-        "GetAdvertisement AllocateSlice ProvisionSlice UpdateSlice GetSlice ListSlices WatchSlices ReleaseSlice"
-        " StartSliceNode StopSliceNode GetSliceNodeStatistics RelocateSliceNode DepartSliceNode",
+        "GetAdvertisement AllocateSlice ProvisionSlice UpdateSlice GetSlice ListSlices WatchSlices"
+        " ReleaseSlice StartSliceNode StopSliceNode GetSliceNodeStatistics RelocateSliceNode DepartSliceNode",
         Role.VNP,
         Role.ADMIN,
     ),

@@ -25,12 +25,13 @@ class Directory:
             self._given[identity] = address
 
     def channel(self, identity: Identity) -> Channel:
-        """The connection to `identity`, which its certificate must name. UnavailableError if nobody said where."""
+        """The connection to `identity`, which its certificate must name; UnavailableError if unknown."""
         if identity not in self._channels:
             address = self._given.get(identity) or self._local.get(identity)
             if address is None:
                 raise UnavailableError(
-                    f"nobody said where {identity} is", hint="give its address in the settings of this controller"
+                    f"nobody said where {identity} is",
+                    hint="give its address in the settings of this controller",
                 )
             self._channels[identity] = connect(address, self._credentials, identity)
         return self._channels[identity]

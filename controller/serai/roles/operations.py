@@ -1,4 +1,4 @@
-"""Long-running operations (AIP-151): named steps, progress, cancellation; one implementation for every role."""
+"""Long-running operations (AIP-151): named steps, progress, cancel; one implementation for every role."""
 
 from __future__ import annotations
 
@@ -157,7 +157,9 @@ class Operations:
         return [
             record.operation
             for record in self.records
-            if record.operation.target == target and not record.operation.done and record.operation.verb != but
+            if record.operation.target == target
+            and not record.operation.done
+            and record.operation.verb != but
         ]
 
     async def close(self) -> None:
@@ -225,7 +227,7 @@ def begin(step: Step, message: str = "") -> None:
     step.start_time.CopyFrom(now())
 
 
-def end(step: Step, state: Step.State.ValueType, message: str = "") -> None:
+def end(step: Step, state: Step.State, message: str = "") -> None:
     """Mark `step` over."""
     step.state = state
     if message:

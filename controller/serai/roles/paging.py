@@ -15,12 +15,11 @@ MAX_PAGE_SIZE = 1000
 T = TypeVar("T")
 
 
-def page(
-    items: Iterable[T], size: int, token: str, *, key: Callable[[T], str]
-) -> tuple[list[T], str]:
+def page(items: Iterable[T], size: int, token: str, *, key: Callable[[T], str]) -> tuple[list[T], str]:
     """One page of `items` in the order of `key`, and the token of the next ("" after the last).
 
-    The token names the last item given, so that items which come and go meanwhile neither repeat nor hide others.
+    The token names the last item given, so that items which come and go meanwhile neither repeat nor hide
+    others.
     Raises InvalidInputError for a negative size and for a token that no list gave.
     """
     if size < 0:

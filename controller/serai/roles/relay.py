@@ -1,7 +1,7 @@
 """Passing consoles and captures on to where a virtual node is now, across its migrations.
 
-Each role maps the name it is given to the next hop's. When the stream from there ends because the node has moved,
-the relay attaches at the new place; the caller's stream goes on, and nothing is printed twice.
+Each role maps the name it is given to the next hop's. When the stream from there ends because the node has
+moved, the relay attaches at the new place; the caller's stream goes on, and nothing is printed twice.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from serai.errors import InvalidInputError, SeraiError
 from serai.store.collection import Watcher
@@ -26,19 +26,14 @@ TAIL_BYTES = 64 * 1024
 """Output remembered to recognise it in the scrollback of the next place."""
 
 
-class _Starter(Protocol):
-    def __call__(self, *arguments: Any) -> Any:
-        """Start a call of a stub."""
-
-
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a node is: `key` differs between places, `name` is the node's there; `moving` means wait for another."""
+    """Where a node is: `key` tells places apart, `name` is the node's there; `moving`: wait for another."""
 
     key: str
     name: str
-    attach: _Starter
-    capture: _Starter
+    attach: Callable[[], Any]
+    capture: Callable[[CaptureFramesRequest], Any]
     moving: bool = False
 
 
@@ -51,7 +46,9 @@ class Relay:
         self._locate = locate
         self._watch = watch
 
-    async def console(self, requests: AsyncIterator[ConsoleInput], first: ConsoleInput) -> AsyncIterator[ConsoleOutput]:
+    async def console(
+        self, requests: AsyncIterator[ConsoleInput], first: ConsoleInput
+    ) -> AsyncIterator[ConsoleOutput]:
         """What the console prints; what comes in `requests` is typed. `first` named the node."""
         typed = _Typed()
         typed.put(first.data)
@@ -107,7 +104,7 @@ class Relay:
                 return
 
     async def _has_moved(self, old: Place) -> bool:
-        """Whether the node is in another place now; waits while it is moving, and for news of it for a moment."""
+        """Whether the node is in another place now; waits while it moves, and a moment for news of that."""
         deadline = asyncio.get_running_loop().time() + MOVE_GRACE_S
         with self._watch() as watcher, contextlib.suppress(SeraiError):
             while (place := self._locate()).key == old.key:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serai.errors import SeraiError, UnavailableError
 from serai.roles.failures import failure_to_error
@@ -19,6 +19,9 @@ from serai.v1.operation_pb2 import (
 )
 from serai.v1.operation_pb2_grpc import OperationServiceServicer, OperationServiceStub
 from serai.wire.rpc import Channel, caller
+
+if TYPE_CHECKING:
+    from serai.v1.operation_pb2_grpc import OperationServiceAsyncStub
 
 RECONNECT_SECONDS = 0.5
 """Pause before a broken watch is opened again."""
@@ -77,8 +80,8 @@ async def follow(
 ) -> Operation:
     """Watch `operation` at another role until it is done; raises what it failed with.
 
-    A lost connection is taken up again for as long as it takes. Cancelling the caller cancels the operation there
-    and waits until that is undone.
+    A lost connection is taken up again for as long as it takes. Cancelling the caller cancels the operation
+    there and waits until that is undone.
     """
     stub = OperationServiceStub(channel)
     try:
@@ -89,7 +92,7 @@ async def follow(
 
 
 async def _watch(
-    stub: OperationServiceStub, operation: Operation, on_change: Callable[[Operation], Awaitable[None]]
+    stub: OperationServiceAsyncStub, operation: Operation, on_change: Callable[[Operation], Awaitable[None]]
 ) -> Operation:
     latest = operation
     while not latest.done:
@@ -103,7 +106,7 @@ async def _watch(
     return latest
 
 
-async def _cancel(stub: OperationServiceStub, operation: Operation) -> None:
+async def _cancel(stub: OperationServiceAsyncStub, operation: Operation) -> None:
     async def ignore(_: Operation) -> None:
         return
 
@@ -112,5 +115,5 @@ async def _cancel(stub: OperationServiceStub, operation: Operation) -> None:
             await stub.CancelOperation(GetOperationRequest(name=operation.name))
             await _watch(stub, operation, ignore)
     except (SeraiError, TimeoutError):
-        # It was done before it could be cancelled, or it fails just because it was: the caller undoes by name.
+        # Done before it could be cancelled, or failed just because it was: the caller undoes by name.
         return

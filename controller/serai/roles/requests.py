@@ -44,7 +44,7 @@ class Requests:
     ) -> str:
         """The result of `act`, run only if `caller` has not made this request already.
 
-        A request that fails may be tried again. InvalidInputError when the id came with another request before.
+        A request that fails may be tried again. InvalidInputError when the id came with another one before.
         """
         if not request_id:
             return await act()

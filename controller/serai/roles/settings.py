@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -40,6 +40,8 @@ class PeerSettings(Settings):
 class RoleSettings(Settings):
     """What every role needs."""
 
+    role: ClassVar[Role]
+
     name: str = Field(description="the owner that its certificate names")
     listen: str = Field("127.0.0.1:0", description="HOST:PORT, port 0 for any free one")
     credentials: Path = Field(description="directory with ca.pem, cert.pem and key.pem")
@@ -49,6 +51,11 @@ class RoleSettings(Settings):
     @classmethod
     def _check_name(cls, value: str) -> str:
         return check_label(value, "owner")
+
+    @property
+    def identity(self) -> Identity:
+        """Whom its certificate must name."""
+        return Identity(self.role, self.name)
 
 
 class NodeSettings(Settings):
@@ -82,6 +89,8 @@ class BorderSettings(Settings):
 class PipSettings(RoleSettings):
     """A provider of infrastructure."""
 
+    role: ClassVar[Role] = Role.PIP
+
     nodes: list[NodeSettings] = Field(min_length=1)
     links: list[LinkSettings] = []
     borders: list[BorderSettings] = []
@@ -90,13 +99,10 @@ class PipSettings(RoleSettings):
         False, description="let callers choose the node of a guest (administrators always may)"
     )
     heartbeat_deadline_s: float = Field(3.0, gt=0, description="an agent silent for longer is unreachable")
-    ready_deadline_s: float = Field(120.0, gt=0, description="a guest must be ready this long after its start")
+    ready_deadline_s: float = Field(
+        120.0, gt=0, description="a guest must be ready this long after its start"
+    )
     migration_deadline_s: float = Field(120.0, gt=0, description="a guest that does not converge stays")
-
-    @property
-    def identity(self) -> Identity:
-        """Whom its certificate must name."""
-        return Identity(Role.PIP, self.name)
 
     @model_validator(mode="after")
     def _check_graph(self) -> Self:
@@ -107,7 +113,9 @@ class PipSettings(RoleSettings):
         ends += [(f"border {border.name}", border.node) for border in self.borders]
         for what, end in ends:
             if end not in names:
-                raise ValueError(f"provider {self.name}: {what} ends at {end!r}, which is not one of its nodes")
+                raise ValueError(
+                    f"provider {self.name}: {what} ends at {end!r}, which is not one of its nodes"
+                )
         pairs = [frozenset((link.a, link.b)) for link in self.links]
         if len(set(pairs)) < len(pairs) or any(len(pair) < 2 for pair in pairs):
             raise ValueError(f"provider {self.name}: a link repeats or ends where it begins")
@@ -120,21 +128,15 @@ class PipSettings(RoleSettings):
 class VnpSettings(RoleSettings):
     """A provider of virtual networks."""
 
+    role: ClassVar[Role] = Role.VNP
+
     infrastructure: list[PeerSettings] = Field(min_length=1, description="the PIPs it buys from")
     reservation_s: float = Field(60.0, gt=0, description="how long PIPs hold what is allocated")
-
-    @property
-    def identity(self) -> Identity:
-        """Whom its certificate must name."""
-        return Identity(Role.VNP, self.name)
 
 
 class VnoSettings(RoleSettings):
     """An operator of VNets."""
 
-    provider: PeerSettings = Field(description="the VNP it buys from")
+    role: ClassVar[Role] = Role.VNO
 
-    @property
-    def identity(self) -> Identity:
-        """Whom its certificate must name."""
-        return Identity(Role.VNO, self.name)
+    provider: PeerSettings = Field(description="the VNP it buys from")

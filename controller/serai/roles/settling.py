@@ -12,8 +12,8 @@ T = TypeVar("T")
 async def settle(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Run all of `work` at once and return the results, or raise the first error when all have ended.
 
-    What is under way is never abandoned, not even when the caller is cancelled: a request whose outcome is unknown
-    cannot be undone.
+    What is under way is never abandoned, not even when the caller is cancelled: a request whose outcome is
+    unknown cannot be undone.
     """
     gathered = asyncio.ensure_future(asyncio.gather(*work, return_exceptions=True))
     try:

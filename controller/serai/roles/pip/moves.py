@@ -50,7 +50,9 @@ class Moves:
         self._slices = slices
         self._peering = peering
 
-    async def relocate(self, request: RelocateSliceNodeRequest, *, may_choose: bool, progress: Progress) -> None:
+    async def relocate(
+        self, request: RelocateSliceNodeRequest, *, may_choose: bool, progress: Progress
+    ) -> None:
         """Move a guest to another node of this provider; its links follow, make before break."""
         state = self._state
         record, _ = state.find_node(request.handle)
@@ -252,7 +254,7 @@ class Moves:
 
 
 async def _watch(agent: Agent, name: str) -> AsyncGenerator[Migration, None]:
-    """The migration after each change until it is final; an undecided one is asked about until it is decided."""
+    """The migration after each change until it is final; an undecided one is asked about again."""
     latest: Migration | None = None
     while latest is None or latest.state not in _FINAL:
         try:
@@ -268,10 +270,8 @@ async def _watch(agent: Agent, name: str) -> AsyncGenerator[Migration, None]:
 async def _cancel(agent: Agent, name: str) -> Migration:
     with contextlib.suppress(SeraiError):
         await agent.migration_stub.CancelMigration(GetMigrationRequest(name=name))
-    latest = Migration()
-    async for latest in _watch(agent, name):
-        pass
-    return latest
+    changes = [migration async for migration in _watch(agent, name)]
+    return changes[-1]
 
 
 def find_arrived(agent: Agent, guest_uid: str) -> Guest | None:
@@ -280,7 +280,6 @@ def find_arrived(agent: Agent, guest_uid: str) -> Guest | None:
         if guest.uid == guest_uid and guest.state in _ARRIVED:
             return guest
     return None
-
 
 
 def _virtual_ends(link: Any) -> set[str]:

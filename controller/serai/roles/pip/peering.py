@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serai.errors import AlreadyExistsError, CapacityError, ForbiddenError, SeraiError, StateError
 from serai.roles.pip.ledger import border_labels, used_labels
@@ -27,6 +27,9 @@ from serai.v1.peering_pb2 import (
 from serai.v1.peering_pb2_grpc import PeeringServiceServicer, PeeringServiceStub
 from serai.wire.identity import Identity, Role
 from serai.wire.rpc import caller
+
+if TYPE_CHECKING:
+    from serai.v1.peering_pb2_grpc import PeeringServiceAsyncStub
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,7 @@ class Peering:
         return found
 
     async def disconnect(self, links: Iterable[SliceLink]) -> None:
-        """Give up every border link of `links`. Never fails: what a peer does not hear now, it hears later."""
+        """Give up every border link of `links`. Never fails: a peer that does not hear hears later."""
 
         async def give_up(end: BorderLabel) -> None:
             try:
@@ -104,7 +107,7 @@ class Peering:
         request = DisconnectLinkRequest(border=border, label=label)
         await self._stub(self._state.border(border)).DisconnectLink(request)
 
-    def _stub(self, border: BorderSettings) -> PeeringServiceStub:
+    def _stub(self, border: BorderSettings) -> PeeringServiceAsyncStub:
         identity = Identity(Role.PIP, border.peer_provider)
         return PeeringServiceStub(self._state.directory.channel(identity))
 
@@ -116,7 +119,7 @@ class PeeringServicer(PeeringServiceServicer):
         self._state = state
 
     async def ConnectLink(self, request: ConnectLinkRequest, context: Any) -> ConnectLinkResponse:  # noqa: N802
-        """See the contract. CapacityError when the border is full, AlreadyExistsError when the label is taken."""
+        """CapacityError when the border is full, AlreadyExistsError when the label is taken."""
         state = self._state
         border = self._border(request.border, caller(context))
         name = f"{request.border}/{request.label}"
@@ -139,9 +142,7 @@ class PeeringServicer(PeeringServiceServicer):
             )
             await state.connections.create(connection)
         agent = state.agents[border.node]
-        return ConnectLinkResponse(
-            node=f"{state.settings.name}/{border.node}", control_address=agent.address
-        )
+        return ConnectLinkResponse(node=f"{state.settings.name}/{border.node}", control_address=agent.address)
 
     async def DisconnectLink(  # noqa: N802
         self, request: DisconnectLinkRequest, context: Any

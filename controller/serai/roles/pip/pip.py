@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from serai.errors import SeraiError
@@ -142,7 +143,7 @@ class Pip:
             record = self.state.slices.get(name)
             for key, there in record.pending.nodes.items():
                 agent = self.state.agents[there.node]
-                while not (agent.reachable and agent.known):
+                while not (agent.reachable and agent.known):  # noqa: ASYNC110 - once, at a restart
                     await asyncio.sleep(0.1)
                 if key in record.parts.nodes and find_arrived(agent, there.guest_uid) is not None:
                     await self._moves.finish_move(name, key)
@@ -164,7 +165,7 @@ class Pip:
                 and (guest := find_arrived(agent, node.guest_uid)) is not None
             }
             if arrived:
-                self.state.slices.revise(record.name, lambda it, names=arrived: _note_arrivals(it, names))
+                self.state.slices.revise(record.name, partial(_note_arrivals, arrived))
             elif nodes:
                 self.state.slices.touch(record.name)
 
@@ -180,7 +181,7 @@ class Pip:
         )
 
 
-def _note_arrivals(record: SliceRecord, guests: dict[str, str]) -> None:
+def _note_arrivals(guests: dict[str, str], record: SliceRecord) -> None:
     for key, guest_name in guests.items():
         node = record.parts.nodes[key]
         node.presence = Presence.HERE

@@ -1,9 +1,9 @@
 """From an embedded virtual link to the segments that realise it. Pure: what is needed comes in, plans go out.
 
-A link on the path n0 .. nk is one segment at each of these nodes. Between neighbours it carries a label of its own,
-64 random bits, so that links never meet on the way. Emulated delay is added once for each substrate link, at the
-node before it; the delay of a border half by each side. Bandwidth is shaped where frames enter the substrate from
-a guest, at each end.
+A link on the path n0 .. nk is one segment at each of these nodes. Between neighbours it carries a label of
+its own, 64 random bits, so that links never meet on the way. Emulated delay is added once for each substrate
+link, at the node before it; the delay of a border half by each side. Bandwidth is shaped where frames enter
+from a guest, at each end.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Making planned parts real at the agents, and unmaking them.
 
-Everything is named in the plan before it is made. Unmaking therefore needs no memory of how far making came: it
-removes all that the plan names, and what is not there is no error.
+Everything is named in the plan before it is made. Unmaking therefore needs no memory of how far making came:
+it removes all that the plan names, and what is not there is no error.
 """
 
 from __future__ import annotations

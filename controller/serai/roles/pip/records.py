@@ -34,9 +34,7 @@ class Presence(enum.StrEnum):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(
-        arbitrary_types_allowed=True, ser_json_bytes="base64", val_json_bytes="base64"
-    )
+    model_config = ConfigDict(arbitrary_types_allowed=True, ser_json_bytes="base64", val_json_bytes="base64")
 
 
 class End(_Part):

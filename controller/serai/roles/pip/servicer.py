@@ -228,7 +228,11 @@ class InfrastructureServicer(InfrastructureServiceServicer):
         return view
 
     def _check_placement(self, node: SliceNode, identity: Identity) -> None:
-        if node.constraints.node and identity.role is not Role.ADMIN and not self._state.settings.accept_placement:
+        if (
+            node.constraints.node
+            and identity.role is not Role.ADMIN
+            and not self._state.settings.accept_placement
+        ):
             raise ForbiddenError(
                 f"provider {self._state.settings.name} chooses its nodes itself",
                 hint="leave the node out, or name a location",
@@ -248,7 +252,9 @@ class InfrastructureServicer(InfrastructureServiceServicer):
     def _find_here(self, handle: str, context: Any) -> NodePlacement:
         _, node = self._find_node(handle, context)
         if node.presence is not Presence.HERE:
-            raise StateError(f"the guest of {node.spec.id!r} is {node.presence}", hint="wait until it is here")
+            raise StateError(
+                f"the guest of {node.spec.id!r} is {node.presence}", hint="wait until it is here"
+            )
         self._state.agents[node.node].expect_reachable()
         return node
 

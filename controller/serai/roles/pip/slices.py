@@ -29,7 +29,15 @@ from serai.roles.pip.realise import (
     start_guests,
     wait_ready,
 )
-from serai.roles.pip.records import End, LinkPlacement, NodePlacement, Parts, Presence, SliceRecord, SliceState
+from serai.roles.pip.records import (
+    End,
+    LinkPlacement,
+    NodePlacement,
+    Parts,
+    Presence,
+    SliceRecord,
+    SliceState,
+)
 from serai.roles.pip.state import PipState
 from serai.roles.pip.substrate import (
     Placements,
@@ -60,7 +68,9 @@ class Slices:
         """Embed and reserve until the expiry; CapacityError names the resource that is short."""
         name = f"slices/{check_label(request.slice_id, 'slice id')}"
         if name in self._state.slices:
-            raise AlreadyExistsError(f"slice {name!r} exists already", hint="choose another id", resource=name)
+            raise AlreadyExistsError(
+                f"slice {name!r} exists already", hint="choose another id", resource=name
+            )
         check_shape(request.nodes, request.links)
         seconds = min(request.expires_in_s or DEFAULT_RESERVATION_S, MAX_RESERVATION_S)
         async with self._state.embedding:
@@ -99,9 +109,7 @@ class Slices:
         nodes, links = list(nodes), list(links)
         self._check_labels(links, slice_name)
         new = {node.id for node in nodes}
-        fixed = {
-            key: node.node for key, node in beside.nodes.items() if node.takes_room and key not in new
-        }
+        fixed = {key: node.node for key, node in beside.nodes.items() if node.takes_room and key not in new}
         request = build_request(nodes, links, fixed=fixed, pinned=pinned or {})
         provider = self._state.settings.name
         for _ in range(EMBEDDING_ATTEMPTS):
@@ -121,9 +129,7 @@ class Slices:
         substrate = free_substrate(state.settings, state.reachable(), state.usage())
         return without_node(substrate, avoid) if avoid else substrate
 
-    def route(
-        self, parts: Parts, beyond: Mapping[str, Station], occupied: Several[End] = ()
-    ) -> None:
+    def route(self, parts: Parts, beyond: Mapping[str, Station], occupied: Several[End] = ()) -> None:
         """Plan the segments of the links of `parts`, in place."""
         settings = self._state.settings
         around = Surroundings(
@@ -173,7 +179,9 @@ class Slices:
             def count(node: NodePlacement) -> None:
                 nonlocal ready
                 ready += 1
-                progress.report("ready", ready / len(nodes), f"{node.spec.id} is ready, {ready} of {len(nodes)}")
+                progress.report(
+                    "ready", ready / len(nodes), f"{node.spec.id} is ready, {ready} of {len(nodes)}"
+                )
 
             await wait_ready(state.agents, nodes, state.settings.ready_deadline_s, count)
         await state.slices.update(name, _become_running)
@@ -299,9 +307,7 @@ class Slices:
                         await self._expire(record.name)
                 soonest = min((record.expire_time for record in reserved), default=None)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(
-                        None if soonest is None else max(0.05, soonest - time.time())
-                    ):
+                    async with asyncio.timeout(None if soonest is None else max(0.05, soonest - time.time())):
                         await watcher.changes()
 
     async def _expire(self, name: str) -> None:
@@ -338,10 +344,8 @@ def _place_node(node: SliceNode, found: Placements) -> NodePlacement:
     )
 
 
-def check_shape(
-    nodes: Iterable[SliceNode], links: Iterable[SliceLink], known: Parts | None = None
-) -> None:
-    """InvalidInputError unless ids are labels and unique, and links end at interfaces that exist or at borders."""
+def check_shape(nodes: Iterable[SliceNode], links: Iterable[SliceLink], known: Parts | None = None) -> None:
+    """InvalidInputError unless ids are unique labels and links end at interfaces that exist or at borders."""
     known = known or Parts()
     interfaces = {
         key: {item.name for item in placement.spec.guest.interfaces} for key, placement in known.nodes.items()
@@ -359,9 +363,8 @@ def check_shape(
             if end.HasField("border"):
                 continue
             if end.interface.interface not in interfaces.get(end.interface.node, ()):
-                raise InvalidInputError(
-                    f"link {link.id!r} ends at {end.interface.node}.{end.interface.interface}, which does not exist"
-                )
+                where = f"{end.interface.node}.{end.interface.interface}"
+                raise InvalidInputError(f"link {link.id!r} ends at {where}, which does not exist")
 
 
 def note_uids(parts: Parts, uids: Mapping[str, str]) -> None:

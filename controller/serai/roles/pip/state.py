@@ -6,6 +6,7 @@ import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from serai.errors import NotFoundError
 from serai.roles.directory import Directory
 from serai.roles.operations import Operations
 from serai.roles.pip.agents import Agent
@@ -14,7 +15,6 @@ from serai.roles.pip.realise import Remover
 from serai.roles.pip.records import Leftover, NodePlacement, PeerConnection, SliceRecord
 from serai.roles.requests import Requests
 from serai.roles.settings import BorderSettings, PipSettings
-from serai.errors import NotFoundError
 from serai.store import Collection, Database
 from serai.v1.node_pb2 import Node
 from serai.wire.bus import EventBus
@@ -51,7 +51,9 @@ class PipState:
     def reachable(self) -> dict[str, Node]:
         """The nodes that are alive, as they report themselves."""
         return {
-            name: agent.state for name, agent in self.agents.items() if agent.reachable and agent.state is not None
+            name: agent.state
+            for name, agent in self.agents.items()
+            if agent.reachable and agent.state is not None
         }
 
     def border(self, name: str) -> BorderSettings:

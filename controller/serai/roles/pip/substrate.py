@@ -1,8 +1,8 @@
-"""Embedding slices onto a PIP's nodes and links. Pure: settings, agents' reports and records in, placements out.
+"""Embedding slices onto a PIP's nodes and links. Pure: settings, reports and records in, placements out.
 
-A border is, for the embedding, one more node behind our border node, which takes no guest and lets nothing through.
-The link to it has the border's capacity. Its delay is the VNP's business: what a half link may take is meant up to
-the border.
+A border is, for the embedding, one more node behind our border node, which takes no guest and lets nothing
+through. The link to it has the border's capacity. Its delay is the VNP's business: what a half link may take
+is meant up to the border.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Placements:
-    """Where an embedding puts things: node id -> substrate node, link id -> substrate nodes from end a to end b."""
+    """Where an embedding puts things: node id -> substrate node, link id -> substrate nodes from a to b."""
 
     embedding: Embedding
     nodes: dict[str, str]
@@ -46,7 +46,9 @@ def free_substrate(settings: PipSettings, states: Mapping[str, Node], usage: Usa
     for node in settings.nodes:
         state = states.get(node.name)
         if state is None:
-            nodes.append(SubstrateNode(node.name, 0, 0, location=node.location, schedulable=False, transit=False))
+            nodes.append(
+                SubstrateNode(node.name, 0, 0, location=node.location, schedulable=False, transit=False)
+            )
             continue
         # An agent may house guests that are not ours; whichever is more counts as used.
         vcpus = state.capacity.vcpus - max(usage.vcpus[node.name], state.allocated.vcpus)
@@ -55,7 +57,11 @@ def free_substrate(settings: PipSettings, states: Mapping[str, Node], usage: Usa
         )
         nodes.append(
             SubstrateNode(
-                node.name, max(0, vcpus), max(0, memory), location=node.location, images=frozenset(state.images)
+                node.name,
+                max(0, vcpus),
+                max(0, memory),
+                location=node.location,
+                images=frozenset(state.images),
             )
         )
     links = [
@@ -85,13 +91,15 @@ def build_request(
 ) -> Request:
     """What is to be embedded.
 
-    `fixed` are virtual nodes that are in place already, where links may end; `pinned` says where some of `nodes`
-    must go.
+    `fixed` are virtual nodes that are in place already, where links may end; `pinned` says where some of
+    `nodes` must go.
     """
     wanted = [_request_node(node, pinned.get(node.id, "")) for node in nodes]
     wanted_links = [_request_link(link) for link in links]
     ends = {end for link in wanted_links for end in (link.a, link.b)}
-    outside = [RequestNode(name, node=name, external=True) for name in sorted(ends) if name.startswith(_BORDER)]
+    outside = [
+        RequestNode(name, node=name, external=True) for name in sorted(ends) if name.startswith(_BORDER)
+    ]
     there = [RequestNode(name, node=at, external=True) for name, at in fixed.items() if name in ends]
     return Request((*wanted, *there, *outside), tuple(wanted_links))
 

@@ -66,7 +66,7 @@ def _copy_guest(view: SliceNode, guest: Guest) -> None:
     view.status_message = guest.status_message
     view.kernel_release = guest.kernel_release
     for name in ("start_time", "ready_time"):
-        if guest.HasField(name):  # type: ignore[arg-type]
+        if guest.HasField(name):
             timestamp: Timestamp = getattr(guest, name)
             getattr(view, name).CopyFrom(timestamp)
 

@@ -12,7 +12,7 @@ from serai.roles.paging import page
 from serai.roles.relay import Place, Relay, first_message
 from serai.roles.vno.describe import parse_node_name, validate
 from serai.roles.vno.records import VnetRecord
-from serai.roles.vno.vnets import CREATE_STEPS, VnoState, Vnets
+from serai.roles.vno.vnets import CREATE_STEPS, Vnets, VnoState
 from serai.v1.console_pb2_grpc import ConsoleServiceServicer
 from serai.v1.guest_pb2 import ConsoleInput, ConsoleOutput, GuestStatistics
 from serai.v1.link_pb2 import CapturedFrame, CaptureFramesRequest
@@ -85,7 +85,9 @@ class OperatorServicer(OperatorServiceServicer):
         """See the contract."""
         mine = owned(self._state.vnets, caller(context))
         records, token = page(mine, request.page_size, request.page_token, key=lambda record: record.name)
-        return ListVnetsResponse(vnets=[self._vnets.view(record) for record in records], next_page_token=token)
+        return ListVnetsResponse(
+            vnets=[self._vnets.view(record) for record in records], next_page_token=token
+        )
 
     async def WatchVnets(  # noqa: N802
         self, request: WatchVnetsRequest, context: Any
@@ -196,7 +198,9 @@ class OperatorServicer(OperatorServiceServicer):
             if item.name == f"{record.name}/nodes/{node}":
                 return item
         known = ", ".join(item.name.rpartition("/")[2] for item in view.nodes)
-        raise NotFoundError(f"{record.name} has no node {node!r}", hint=f"its nodes are {known}", resource=node)
+        raise NotFoundError(
+            f"{record.name} has no node {node!r}", hint=f"its nodes are {known}", resource=node
+        )
 
 
 class VnoConsoleServicer(ConsoleServiceServicer):

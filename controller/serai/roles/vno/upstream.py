@@ -6,13 +6,17 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serai.errors import NotFoundError, SeraiError
 from serai.v1.console_pb2_grpc import ConsoleServiceStub
 from serai.v1.provider_pb2 import GetNetworkRequest, Network, NetworkNode, WatchNetworksRequest
 from serai.v1.provider_pb2_grpc import ProviderServiceStub
 from serai.wire.rpc import Channel
+
+if TYPE_CHECKING:
+    from serai.v1.console_pb2_grpc import ConsoleServiceAsyncStub
+    from serai.v1.provider_pb2_grpc import ProviderServiceAsyncStub
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +39,12 @@ class Upstream:
         return self._channel()
 
     @property
-    def provider(self) -> ProviderServiceStub:
+    def provider(self) -> ProviderServiceAsyncStub:
         """Its networks."""
         return ProviderServiceStub(self.channel)
 
     @property
-    def consoles(self) -> ConsoleServiceStub:
+    def consoles(self) -> ConsoleServiceAsyncStub:
         """Its consoles."""
         return ConsoleServiceStub(self.channel)
 

@@ -16,7 +16,7 @@ _STATES = {
 }
 
 
-def vnet_state(record: VnetRecord, network: Network | None, *, reachable: bool) -> Vnet.State.ValueType:
+def vnet_state(record: VnetRecord, network: Network | None, *, reachable: bool) -> Vnet.State:
     """DEGRADED when the VNP says so, does not have it any more, or cannot be asked."""
     degraded = not reachable or network is None or network.state in (Network.DEGRADED, Network.FAILED)
     if record.state is VnetState.RUNNING and degraded:
@@ -65,6 +65,6 @@ def view_node(record: VnetRecord, node: vnet.VirtualNode, there: NetworkNode | N
     view.status_message, view.kernel_release = there.status_message, there.kernel_release
     view.provider, view.placement = there.provider, there.placement
     for name in ("start_time", "ready_time"):
-        if there.HasField(name):  # type: ignore[arg-type]
+        if there.HasField(name):
             getattr(view, name).CopyFrom(getattr(there, name))
     return view

@@ -182,7 +182,9 @@ class Vnets:
 
         await follow(upstream.channel, operation, ignore)
 
-    async def migrate(self, name: str, node: str, request: MigrateVnetNodeRequest, progress: Progress) -> None:
+    async def migrate(
+        self, name: str, node: str, request: MigrateVnetNodeRequest, progress: Progress
+    ) -> None:
         """Live migration; the operation mirrors the VNP's, report included."""
         upstream = self._state.upstream
         provider, _, place = request.destination.partition("/")

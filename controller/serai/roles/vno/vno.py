@@ -16,7 +16,7 @@ from serai.roles.vno.records import VnetRecord, VnetState
 from serai.roles.vno.servicer import OperatorServicer, VnoConsoleServicer
 from serai.roles.vno.upstream import Upstream
 from serai.roles.vno.views import vnet_state
-from serai.roles.vno.vnets import VnoState, Vnets
+from serai.roles.vno.vnets import Vnets, VnoState
 from serai.store import Change, Collection, Database
 from serai.v1.console_pb2_grpc import add_ConsoleServiceServicer_to_server
 from serai.v1.operation_pb2_grpc import add_OperationServiceServicer_to_server
@@ -42,7 +42,9 @@ class Vno:
         state.vnets.listen(self._announce)
 
     @classmethod
-    async def open(cls, settings: VnoSettings, database: Database, directory: Directory, bus: EventBus) -> Vno:
+    async def open(
+        cls, settings: VnoSettings, database: Database, directory: Directory, bus: EventBus
+    ) -> Vno:
         """Load the state; nothing is done yet."""
         vnp = Identity(Role.VNP, settings.provider.name)
         directory.add(vnp, settings.provider.address)

@@ -96,7 +96,9 @@ class NetworkMoves:
         await follow(provider.channel, operation, mirror)
         await progress.skip_rest()
 
-    async def _transfer(self, name: str, node: str, destination: str, wanted: str, progress: Progress) -> None:
+    async def _transfer(
+        self, name: str, node: str, destination: str, wanted: str, progress: Progress
+    ) -> None:
         record = await self._note_uid(name, node)
         async with progress.step("reserve", f"at {destination}"):
             advertisements = await self._state.advertisements()

@@ -95,7 +95,7 @@ class Networks:
                 await self._state.networks.update(
                     name, lambda it: setattr(it, "state", NetworkState.DELETING)
                 )
-                while not await self._release_all(name):
+                while not await self._release_all(name):  # noqa: ASYNC110 - tries again, waits for nobody here
                     await asyncio.sleep(RETRY_SECONDS)
         self._state.locks.pop(name, None)
 
@@ -217,7 +217,7 @@ class Networks:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _wait_seen(self, name: str) -> None:
-        """Until every node is seen ready on the watches, so that who asks now is told what was acknowledged."""
+        """Until every node is seen ready on the watches: who asks now is told what was acknowledged."""
 
         def seen() -> bool:
             record = self._state.networks.get(name)
@@ -255,7 +255,11 @@ class Networks:
         except SeraiError as error:
             log.warning("the slice of %s at %s is still to be released: %s", name, provider, error)
             return False
-        await self._state.networks.update(name, lambda it: it.slices.pop(provider, None))
+
+        def forget(changed: NetworkRecord) -> None:
+            changed.slices.pop(provider, None)
+
+        await self._state.networks.update(name, forget)
         return True
 
     async def sweep_forever(self) -> None:
@@ -277,9 +281,9 @@ async def _all_or_first_error(tasks: Iterable[asyncio.Task[None]]) -> None:
 def _fraction(operation: Operation) -> float:
     if not operation.steps:
         return 0.0
-    return sum(
-        1.0 if step.state == Step.DONE else step.progress for step in operation.steps
-    ) / len(operation.steps)
+    return sum(1.0 if step.state == Step.DONE else step.progress for step in operation.steps) / len(
+        operation.steps
+    )
 
 
 def _become_running(record: NetworkRecord) -> None:

@@ -25,7 +25,7 @@ MS = 1_000_000
 
 
 def check_topology(topology: Topology) -> None:
-    """InvalidInputError unless ids are labels and unique, and every link ends at two interfaces of its own."""
+    """InvalidInputError unless ids are unique labels and every link ends at two interfaces of its own."""
     interfaces: dict[str, set[str]] = {}
     for node in topology.nodes:
         if check_label(node.id, "node id") in interfaces:
@@ -177,9 +177,7 @@ def _interface(reference: InterfaceReference) -> SliceLinkEnd:
 def slice_parts(record: NetworkRecord, provider: str) -> tuple[list[SliceNode], list[SliceLink]]:
     """All that `provider` is asked for at first."""
     nodes = [slice_node(entry) for entry in record.nodes.values() if entry.provider == provider]
-    links = [
-        slice_link(entry, provider) for entry in record.links.values() if provider in entry.providers
-    ]
+    links = [slice_link(entry, provider) for entry in record.links.values() if provider in entry.providers]
     return nodes, links
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serai.errors import SeraiError, UnavailableError
 from serai.roles.remote_operations import follow
@@ -24,13 +24,17 @@ from serai.v1.infrastructure_pb2_grpc import InfrastructureServiceStub
 from serai.v1.operation_pb2 import Operation
 from serai.wire.rpc import Channel
 
+if TYPE_CHECKING:
+    from serai.v1.console_pb2_grpc import ConsoleServiceAsyncStub
+    from serai.v1.infrastructure_pb2_grpc import InfrastructureServiceAsyncStub
+
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.5
 
 
 class Provider:
-    """One PIP. `slices` are those of ours that it has, as it last said; `on_change` names one that changed."""
+    """One PIP. `slices` are those of ours there, as it last said; `on_change` names one that changed."""
 
     def __init__(self, name: str, channel: Callable[[], Channel], on_change: Callable[[str], None]) -> None:
         self.name = name
@@ -46,12 +50,12 @@ class Provider:
         return self._channel()
 
     @property
-    def infrastructure(self) -> InfrastructureServiceStub:
+    def infrastructure(self) -> InfrastructureServiceAsyncStub:
         """Its slices."""
         return InfrastructureServiceStub(self.channel)
 
     @property
-    def consoles(self) -> ConsoleServiceStub:
+    def consoles(self) -> ConsoleServiceAsyncStub:
         """Its consoles."""
         return ConsoleServiceStub(self.channel)
 
@@ -129,6 +133,8 @@ def choose(providers: dict[str, Provider], name: str) -> Provider:
     """The provider of that name; UnavailableError for one that we do not buy from (any more)."""
     if name not in providers:
         raise UnavailableError(
-            f"provider {name!r} is not known here", hint=f"known: {', '.join(sorted(providers))}", provider=name
+            f"provider {name!r} is not known here",
+            hint=f"known: {', '.join(sorted(providers))}",
+            provider=name,
         )
     return providers[name]

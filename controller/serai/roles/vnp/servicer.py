@@ -77,7 +77,9 @@ class ProviderServicer(ProviderServiceServicer):
         """See the contract."""
         mine = owned(self._state.networks, caller(context))
         records, token = page(mine, request.page_size, request.page_token, key=lambda record: record.name)
-        return ListNetworksResponse(networks=[self._view(record) for record in records], next_page_token=token)
+        return ListNetworksResponse(
+            networks=[self._view(record) for record in records], next_page_token=token
+        )
 
     async def WatchNetworks(  # noqa: N802
         self, request: WatchNetworksRequest, context: Any

@@ -51,7 +51,7 @@ def view_node(record: NetworkRecord, entry: NodeEntry, providers: Mapping[str, P
     view.status_message = view.status_message or there.status_message
     view.kernel_release = there.kernel_release
     for name in ("start_time", "ready_time"):
-        if there.HasField(name):  # type: ignore[arg-type]
+        if there.HasField(name):
             getattr(view, name).CopyFrom(getattr(there, name))
     if there.placement:
         view.provider, view.placement = entry.provider, there.placement

@@ -49,7 +49,9 @@ class Vnp:
             state.providers[peer.name] = Provider(peer.name, self._channel(identity), self._slice_changed)
 
     @classmethod
-    async def open(cls, settings: VnpSettings, database: Database, directory: Directory, bus: EventBus) -> Vnp:
+    async def open(
+        cls, settings: VnpSettings, database: Database, directory: Directory, bus: EventBus
+    ) -> Vnp:
         """Load the state; nothing is done yet."""
         state = VnpState(
             settings=settings,
