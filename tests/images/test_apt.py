@@ -77,14 +77,23 @@ def test_mirrors_are_found_in_both_formats_in_order_and_once(tmp_path: Path) -> 
         tmp_path,
         "sources.list.d/debian.sources",
         "Types: deb\nURIs: https://two.example/pub/debian/\nSuites: bookworm\nComponents: main\n"
-        "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
+        f"Signed-By: {tmp_path}/debian-archive-keyring.gpg\n",
     )
+    write(tmp_path, "debian-archive-keyring.gpg", "keys")
     assert debian_mirrors(tmp_path) == [
         DebianMirror("http://one.example/debian"),
-        DebianMirror(
-            "https://two.example/pub/debian", Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-        ),
+        DebianMirror("https://two.example/pub/debian", tmp_path / "debian-archive-keyring.gpg"),
     ]
+
+
+@pytest.mark.parametrize(
+    "named", ["/nowhere/debian-archive.gpg", "{}/debian-archive.asc", "0123456789ABCDEF"]
+)
+def test_a_keyring_that_gpgv_cannot_use_leaves_the_default_one(tmp_path: Path, named: str) -> None:
+    write(tmp_path, "debian-archive.asc", "armored")
+    signed_by = named.format(tmp_path)
+    write(tmp_path, "sources.list", f"deb [signed-by={signed_by}] http://one.example/debian trixie main\n")
+    assert debian_mirrors(tmp_path) == [DebianMirror("http://one.example/debian")]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ _OPTION = re.compile(r"\[([^]]*)\]")
 
 @dataclass(frozen=True, slots=True)
 class AptSource:
-    """One address of one entry; `signed_by` are the keyrings' paths it names (none: apt's default)."""
+    """One address of one entry; `signed_by` are the keyrings and fingerprints that it names."""
 
     uri: str
     suites: tuple[str, ...]
@@ -33,7 +33,7 @@ class AptSource:
 
 @dataclass(frozen=True, slots=True)
 class DebianMirror:
-    """The base address of a Debian archive (without a slash at the end) and the keyring its entry names."""
+    """The base address of a Debian archive, without a slash at the end; the keyring its entry names."""
 
     url: str
     keyring: Path | None = None
@@ -50,7 +50,9 @@ def debian_mirrors(root: Path = APT_ROOT) -> list[DebianMirror]:
     for source in read_sources(root):
         if not _is_debian(source):
             continue
-        keyring = Path(source.signed_by[0]) if source.signed_by else None
+        # gpgv reads no armored keyrings.
+        usable = [path for path in _keyrings(source) if path.suffix != ".asc" and path.exists()]
+        keyring = usable[0] if usable else None
         for url in _addresses(source.uri):
             found.setdefault(url, DebianMirror(url, keyring))
     return list(found.values())
@@ -176,13 +178,17 @@ def _is_debian(source: AptSource) -> bool:
     path = urlsplit(source.uri).path.rstrip("/")
     is_mirror_list = source.uri.startswith("mirror+")
     named_debian = path.endswith("/debian") or (is_mirror_list and Path(path).stem == "debian")
-    keyring_is_debians = all(Path(name).name.startswith("debian-archive") for name in source.signed_by)
+    keyring_is_debians = all(path.name.startswith("debian-archive") for path in _keyrings(source))
     return (
         named_debian
         and keyring_is_debians
         and "main" in source.components
         and any(suite in _SUITES for suite in source.suites)
     )
+
+
+def _keyrings(source: AptSource) -> list[Path]:
+    return [Path(name) for name in source.signed_by if name.startswith("/")]
 
 
 def _addresses(uri: str) -> Iterator[str]:

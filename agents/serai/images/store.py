@@ -137,6 +137,13 @@ class Image:
         """Whether the archive's signature was verified, not only its chain of hashes."""
         return bool(self.manifest.signers)
 
+    @property
+    def verification(self) -> str:
+        """How far the packages' origin was verified, for people."""
+        if self.signature_verified:
+            return "signed by Debian"
+        return f"chain of hashes only, no signature: {self.manifest.unverified_because}"
+
     def verify(self) -> None:
         """Hash the files again. Raises IntegrityError when one is not what the manifest says."""
         for path, record in ((self.kernel, self.manifest.kernel), (self.initramfs, self.manifest.initramfs)):
