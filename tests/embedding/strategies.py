@@ -25,27 +25,26 @@ IMAGES = ["debian", "openwrt"]
 
 @st.composite
 def substrates(draw: st.DrawFn, max_nodes: int = 5) -> Substrate:
-    count = draw(st.integers(1, max_nodes))
+    count = draw(st.integers(2, max_nodes))
+    mostly = st.sampled_from([True] * 6 + [False])
     nodes = tuple(
         SubstrateNode(
             name=f"s{index}",
             vcpus=draw(st.integers(0, 6)),
             memory_bytes=draw(st.integers(0, 6)),
             location=draw(st.sampled_from(LOCATIONS)),
-            images=draw(st.none() | st.frozensets(st.sampled_from(IMAGES))),
-            schedulable=draw(st.integers(0, 5)) > 0,
-            transit=draw(st.integers(0, 5)) > 0,
+            images=draw(st.sampled_from([None, None, frozenset(IMAGES), frozenset({"debian"})])),
+            schedulable=draw(mostly),
+            transit=draw(mostly),
         )
         for index in range(count)
     )
-    ends = st.integers(0, count - 1)
-    links = tuple(
-        SubstrateLink(
-            f"l{index}", f"s{draw(ends)}", f"s{draw(ends)}", draw(st.integers(0, 9)), draw(st.integers(0, 5))
-        )
-        for index in range(draw(st.integers(0, 7)))
-    )
-    return Substrate(nodes, links)
+    links = []
+    for index in range(draw(st.integers(0, 8))):
+        first, second = draw(st.permutations(range(count)))[:2]
+        capacity, delay = draw(st.sampled_from([0, 1, 5, 6, 9])), draw(st.integers(0, 5))
+        links.append(SubstrateLink(f"l{index}", f"s{first}", f"s{second}", capacity, delay))
+    return Substrate(nodes, tuple(links))
 
 
 @st.composite
@@ -60,10 +59,10 @@ def requests(draw: st.DrawFn, substrate: Substrate, max_nodes: int = 3) -> Reque
         nodes.append(
             RequestNode(
                 f"v{index}",
-                vcpus=draw(st.integers(0, 4)),
-                memory_bytes=draw(st.integers(0, 4)),
+                vcpus=draw(st.integers(0, 3)),
+                memory_bytes=draw(st.integers(0, 3)),
                 image=draw(st.sampled_from(["", "", *IMAGES])),
-                location=draw(st.sampled_from(["", *LOCATIONS])),
+                location=draw(st.sampled_from(["", "", "", *LOCATIONS])),
                 node=fixed,
             )
         )

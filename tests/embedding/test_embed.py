@@ -187,6 +187,42 @@ def test_links_inside_one_node_need_no_path() -> None:
     assert mapping.paths["l"] == Path(("s",), ())
 
 
+def test_a_place_that_is_taken_is_not_taken_again_without_revisitation() -> None:
+    """The big node goes to the best place first, which is the only one for the small node."""
+    substrate = Substrate((SubstrateNode("s", 9, 9, location="north"), SubstrateNode("t", 8, 8)))
+    request = Request((RequestNode("big", 4, 4), RequestNode("small", 1, 1, location="north")))
+    assert solve(substrate, request).nodes == {"big": "s", "small": "s"}
+    assert solve(substrate, request, revisitation=False).nodes == {"big": "t", "small": "s"}
+
+
+def test_a_search_that_fails_over_a_greedy_path_proves_nothing() -> None:
+    """The wide link takes the short way, which is the only one for the other."""
+    substrate = Substrate(
+        (
+            SubstrateNode("s", 0, 0),
+            SubstrateNode("t", 0, 0),
+            SubstrateNode("m", 0, 0),
+            SubstrateNode("u", 0, 0),
+        ),
+        (
+            SubstrateLink("short", "s", "t", 5),
+            SubstrateLink("round1", "s", "m", 5),
+            SubstrateLink("round2", "m", "t", 5),
+            SubstrateLink("on", "t", "u", 5),
+        ),
+    )
+    ends = tuple(RequestNode(name, node=name, external=True) for name in "tus")
+    wide, bound = RequestLink("wide", "s", "t", 5), RequestLink("bound", "s", "u", 4, 0)
+    slow = replace(
+        substrate, links=(*substrate.links[:1], replace(substrate.links[1], delay_ns=9), *substrate.links[2:])
+    )
+    assert brute_force(substrate, Request(ends, (wide, bound)), True) is not None
+    assert not isinstance(embed(substrate, Request(ends, (wide, bound))), Infeasible)
+    # A bound on the delay leaves less choice, so such links go first.
+    tight = replace(bound, max_delay_ns=5)
+    assert isinstance(embed(slow, Request(ends, (wide, tight))), Mapping)
+
+
 def ring(count: int) -> Substrate:
     nodes = tuple(SubstrateNode(f"s{i}", 1, 1) for i in range(count))
     ends = [*pairwise(range(count)), (count - 1, 0)]

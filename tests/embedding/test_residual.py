@@ -103,14 +103,17 @@ def test_a_link_that_is_full_undoes_the_nodes() -> None:
     assert (residual.vcpus, residual.bandwidth_bps) == ({"s": 1, "t": 1}, {"st": 4})
 
 
-def test_releasing_twice_is_refused() -> None:
+@pytest.mark.parametrize("demand", [(1, 0, 0), (0, 1, 0), (0, 0, 1)], ids=["vcpus", "memory", "bandwidth"])
+def test_releasing_twice_is_refused(demand: tuple[int, int, int]) -> None:
+    vcpus, memory, bandwidth = demand
+    nodes = (RequestNode("a", vcpus, memory), RequestNode("b", vcpus, memory))
+    request = Request(nodes, (RequestLink("l", "a", "b", bandwidth),))
     residual = Residual(PAIR)
-    residual.reserve(REQUEST, MAPPING)
-    residual.release(REQUEST, MAPPING)
-    before = (dict(residual.vcpus), dict(residual.memory_bytes), dict(residual.bandwidth_bps))
+    residual.reserve(request, MAPPING)
+    residual.release(request, MAPPING)
     with pytest.raises(StateError):
-        residual.release(REQUEST, MAPPING)
-    assert (residual.vcpus, residual.memory_bytes, residual.bandwidth_bps) == before
+        residual.release(request, MAPPING)
+    assert residual.as_substrate() == PAIR
 
 
 @given(st.integers(1, 4))

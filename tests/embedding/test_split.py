@@ -148,24 +148,23 @@ def instances(draw: st.DrawFn) -> tuple[tuple[Advertisement, ...], Request]:
     providers = ["p", "q", "r"][: draw(st.integers(1, 3))]
     borders: dict[str, list[Border]] = {name: [] for name in providers}
     for number, (a, b) in enumerate(itertools.combinations(providers, 2)):
-        if draw(st.booleans()):
-            free, delay = draw(st.integers(0, 9)), draw(st.integers(0, 3))
+        if draw(st.sampled_from([True] * 5 + [False])):
+            free, delay = draw(st.sampled_from([3, 6, 9])), draw(st.integers(0, 3))
             borders[a].append(Border(f"b{number}", b, free, delay))
             borders[b].append(Border(f"b{number}", a, free, delay))
     advertisements = tuple(
-        provider(name, *borders[name], vcpus=draw(st.integers(0, 5)), memory=9) for name in providers
+        provider(name, *borders[name], vcpus=draw(st.sampled_from([2, 3, 4])), memory=9) for name in providers
     )
     count = draw(st.integers(1, 4))
     nodes = tuple(
-        RequestNode(f"v{i}", draw(st.integers(0, 3)), 1, provider=draw(st.sampled_from(["", "", *providers])))
+        RequestNode(f"v{i}", draw(st.integers(0, 2)), 1, provider=draw(st.sampled_from(["", "", *providers])))
         for i in range(count)
     )
     ends = st.integers(0, count - 1)
+    delays = st.sampled_from([0, 0, 0, 2])
     links = tuple(
-        RequestLink(
-            f"l{i}", f"v{draw(ends)}", f"v{draw(ends)}", draw(st.integers(0, 6)), draw(st.integers(0, 3))
-        )
-        for i in range(draw(st.integers(0, 4)))
+        RequestLink(f"l{i}", f"v{draw(ends)}", f"v{draw(ends)}", draw(st.integers(0, 6)), draw(delays))
+        for i in range(draw(st.integers(0, 5)))
     )
     return advertisements, Request(nodes, links)
 

@@ -167,6 +167,13 @@ raise SystemExit(5)
     assert run_startup(tmp_path, script)[0] == 5
 
 
+def test_a_route_takes_the_most_specific_subnet(tmp_path: Path) -> None:
+    document = b"""<vnet xmlns="urn:serai:vnet:1" name="demo"><node name="a">
+    <interface address="10.0.0.1/8"/><interface address="10.9.0.1/16"/><interface address="10.0.0.2/9"/>
+    <route to="default" via="10.9.0.7"/></node></vnet>"""
+    assert run_startup(tmp_path, document)[1][-1] == "route add default via 10.9.0.7 dev eth1"
+
+
 def test_guest_files() -> None:
     files = {file.path: file for file in compiled(NASTY).nodes[0].files}
     assert files[HOSTNAME_PATH].content == b"router\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 
 import pytest
@@ -167,6 +168,12 @@ SINGLE_ERRORS = {
         "/vnet/node[1]/file[1]/@path",
         "not a plain path",
         "",
+    ),
+    "file with a line break": (
+        node(inner='<file path="/a&#10;b"/>'),
+        "/vnet/node[1]/file[1]/@path",
+        "is not an absolute path",
+        "printable",
     ),
     "file below file": (
         node(inner='<file path="/a"/><file path="/a/b"/>'),
@@ -351,6 +358,29 @@ def test_warnings_leave_the_description_usable(inner: str, path: str, message: s
     assert result.description is not None
     assert [(item.severity, item.path) for item in result.diagnostics] == [(Severity.WARNING, path)]
     assert message in result.diagnostics[0].message
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 2**8 - 2), st.integers(25, 31)), max_size=6))
+def test_shared_subnets_against_brute_force(drawn: list[tuple[int, int, int]]) -> None:
+    """(interface, host, prefix length): every subnet inside one of another interface is told, once."""
+    addresses: dict[int, tuple[int, ipaddress.IPv4Interface]] = {}
+    for interface, host, length in drawn:
+        address = ipaddress.IPv4Interface(f"10.0.0.{host}/{length}")
+        if length == 31 or address.ip not in (address.network[0], address.network[-1]):
+            addresses[host] = (interface, address)
+    texts = [" ".join(str(a) for i, a in addresses.values() if i == interface) for interface in range(3)]
+    document = node(inner="".join(f'<interface address="{text}"/>' for text in texts))
+    told = [item for item in parse(document).diagnostics if "two interfaces of node" in item.message]
+    expected = sum(
+        any(
+            other != interface
+            and address.network.subnet_of(around.network)
+            and (address.network != around.network or other < interface)
+            for other, around in addresses.values()
+        )
+        for interface, address in addresses.values()
+    )
+    assert len(told) == expected
 
 
 def test_entities_are_never_expanded() -> None:

@@ -13,7 +13,7 @@ from lxml import etree
 
 import serai.vnet
 from serai.errors import NotFoundError
-from serai.vnet import VnetDescription, explain, parse, schema, serialise
+from serai.vnet import File, Node, VnetDescription, explain, parse, schema, serialise
 from serai.vnet.schema import ElementRule
 from serai.vnet.units import BANDWIDTH, DELAY, MEMORY, Quantity, ValueProblem
 from serai.vnet.xsd import render
@@ -45,6 +45,13 @@ def test_round_trip(description: VnetDescription) -> None:
     assert result.errors == ()
     assert result.description == description
     XSD.assertValid(etree.fromstring(document))
+
+
+@pytest.mark.parametrize("text", ["\n\n x", "\r\n", " ", "]]>", "\n"])
+def test_text_is_kept_exactly(text: str) -> None:
+    node = Node(name="a", startup=text, files=(File(path="/a", content=text),))
+    description = VnetDescription(name="x", nodes=(node,))
+    assert parse(serialise(description)).description == description
 
 
 @given(descriptions(), st.data())

@@ -208,13 +208,13 @@ class _Search:
         frame.place = ""
 
     def _route(self, frame: _Frame) -> bool:
-        """Route the links from this node to those that are placed, the hungriest first."""
+        """Route the links from this node to those that are placed: bounded delays first, then the widest."""
         links = [
             link
             for link in self._request.links_of[frame.node.name]
             if _other_end(link, frame.node.name) in self._placed
         ]
-        for link in sorted(links, key=lambda link: -link.bandwidth_bps):
+        for link in sorted(links, key=lambda link: (not link.max_delay_ns, -link.bandwidth_bps)):
             path = find_path(
                 self._substrate,
                 self._residual.bandwidth_bps,

@@ -37,7 +37,7 @@ def interface_index(name: str) -> int:
 
 
 def _named(declared: tuple[Interface, ...]) -> dict[str, Interface]:
-    named = {interface.name: interface for interface in reversed(declared) if interface.name is not None}
+    named = {interface.name: interface for interface in declared if interface.name is not None}
     for interface in declared:
         if interface.name is None:
             named[_first_free(set(named))] = interface
