@@ -121,6 +121,20 @@ def test_the_short_resource_is_named(request_: Request, resource: str, message: 
     assert message in result.message
 
 
+def test_stepping_back_frees_the_border() -> None:
+    """The big node goes to beta first, over the border that the other one needs."""
+    three = (
+        provider("alpha", Border("ab", "beta", 6, 1), Border("ag", "gamma", 6, 5), vcpus=0),
+        provider("beta", Border("ab", "alpha", 6, 1), memory=3),
+        provider("gamma", Border("ag", "alpha", 6, 5), memory=3),
+    )
+    nodes = (RequestNode("f", provider="alpha"), RequestNode("big", 1, 3), RequestNode("small", 1, 1))
+    links = (RequestLink("k", "f", "big", 6), RequestLink("l", "f", "small", 6, 1))
+    result = split(three, Request(nodes, links))
+    assert isinstance(result, Split)
+    assert result.providers == {"f": "alpha", "big": "gamma", "small": "beta"}
+
+
 def test_borders_that_are_full_together_are_no_proof() -> None:
     nodes = (RequestNode("x", provider="alpha"), RequestNode("y", provider="beta"))
     links = (RequestLink("k", "x", "y", 60), RequestLink("l", "x", "y", 60))
