@@ -377,9 +377,9 @@ class Core:
 
     def _drop_decoded_code(self) -> None:
         """RAM may have been replaced together with the state."""
-        log = [flag & layout.FLAG_CLEAN for flag in bytes(self._flags)]
+        log = bytes(flag & layout.FLAG_CLEAN for flag in self._flags[:])
         self._native("written_by_device", self._get("ram_base"), self._get("ram_size"))
-        self._flags[:] = bytes(log)
+        self._flags[:] = log
 
 
 def _parse_state(data: bytes) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from serai.machine.isa import compressed  # noqa: F401 - completes the table
 from serai.machine.isa.formats import FORMATS, Field, Immediate
 from serai.machine.isa.table import COMPRESSED, INSTRUCTIONS, Effect, Instruction
 from serai.machine.native.interpreter import handler_name, is_direct
@@ -40,6 +42,7 @@ class Encoding:
         return word & self.mask == self.match and (not self.nonzero or word & self.nonzero != 0)
 
 
+@functools.cache
 def encodings() -> list[Encoding]:
     """Every encoding, the most specific of overlapping patterns first."""
     found = [Encoding(i.name, i.mask, i.match, i.format, 0, 4, i) for i in INSTRUCTIONS.values()] + [
@@ -146,7 +149,7 @@ def decoder_ir() -> str:
     """Return ``decode_word(word, slot, offset)``: fills the slot, returns the length (0 if illegal)."""
     writer = _Writer()
     lines = writer.lines
-    lines.append("define internal i64 @decode_word(i64 %word, i64 %slot.number, i64 %offset) #0 {\nentry:")
+    lines.append("define i64 @decode_word(i64 %word, i64 %slot.number, i64 %offset) #0 {\nentry:")
     lines.append("  %slot = inttoptr i64 %slot.number to ptr")
     quadrant = writer.assign("and i64 %word, 3")
     long = writer.assign(f"icmp eq i64 {quadrant}, 3")
