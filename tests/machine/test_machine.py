@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import select
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.machine.scripted import Call, Fault, Load, Program, ScriptedHart, Store, Wait, Write, factory
 from tests.machine.test_board import image
 
@@ -17,7 +20,7 @@ from serai.machine import protocol, sbi
 from serai.machine.board import RAM_BASE, UART_BASE, MachineConfig, NetworkInterface
 from serai.machine.errors import ConfigurationError, LoadError, ProtocolError, SnapshotError
 from serai.machine.machine import Machine, MachineExit
-from serai.machine.snapshot import FORMAT_VERSION, MAGIC
+from serai.machine.snapshot import FORMAT_VERSION, MAGIC, Section, pack, unpack
 
 MEMORY = 8 << 20
 
@@ -146,6 +149,41 @@ def test_every_damaged_byte_of_a_snapshot_is_noticed() -> None:
     for length in range(0, len(snapshot), 97):
         with pytest.raises(SnapshotError):
             restored(snapshot[:length])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_snapshot_of_nonsense_is_refused_or_harmless(data: st.DataObject) -> None:
+    """Right checksums over wrong values: refused by name, or a machine that can still be used."""
+    sections = unpack(saved_guest())
+    name = data.draw(st.sampled_from(sorted(set(sections) - {"hart0"})))
+    fields = json.loads(sections[name].body)
+    key = data.draw(st.sampled_from(sorted(fields)))
+    numbers = st.integers(-(2**70), 2**70)
+    values = st.none() | st.booleans() | numbers | st.text(max_size=5) | st.lists(numbers, max_size=70)
+    nested = st.lists(
+        st.dictionaries(st.sampled_from(["size", "ready", "used", "enabled"]), numbers), max_size=3
+    )
+    if isinstance(fields[key], list) and fields[key] and isinstance(fields[key][0], dict):
+        inner = data.draw(st.sampled_from(sorted(fields[key][0])))
+        fields[key][0][inner] = data.draw(numbers | st.booleans())
+    else:
+        fields[key] = data.draw(values | nested)
+    sections[name] = Section(name, sections[name].version, json.dumps(fields).encode())
+    try:
+        m = restored(pack(list(sections.values())))
+    except SnapshotError as error:
+        assert name in str(error)
+        return
+    m.resumed(0)
+    m.uart.receive(b"typed")
+    m.nets["eth0"].receive(b"frame")
+    m.nets["eth0"].flush()
+    for transport in m.virtio:
+        for register in range(0, 0x110, 4):
+            transport.write(register, 4, transport.read(register, 4))
+    assert m.run(100) in (MachineExit.WAIT, MachineExit.BUDGET)
+    unpack(m.save())
 
 
 def test_snapshot_errors_name_the_section() -> None:

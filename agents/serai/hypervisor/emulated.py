@@ -126,6 +126,8 @@ class EmulatedGuest(BaseGuest):
                 self._set_state(GuestState.STOPPED, str(fields["reason"]))
             case "fault":
                 self._set_state(GuestState.FAILED, str(fields["reason"]))
+            case "line":
+                _log.warning("guest %s says on the host channel: %s", self.uid, fields["text"])
             case "rebooted":
                 _log.info("guest %s rebooted", self.uid)
                 self._notify()

@@ -203,5 +203,5 @@ class Uart:
         self._ier, self._fcr, self._lcr, self._mcr, self._scr = registers
         self._divisor = state.divisor
         self._transmit_interrupt = state.transmit_interrupt
-        self._received[:] = state.received
+        self._received[:] = state.received[:INPUT_LIMIT]
         self._update()

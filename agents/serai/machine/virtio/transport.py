@@ -301,9 +301,9 @@ class VirtioMmio:
             raise SnapshotError(self.name, "its driver uses features that this device does not have")
         self._status = state.status & 0xFF
         self._driver_features = state.driver_features
-        self._device_features_select = state.device_features_select
-        self._driver_features_select = state.driver_features_select
-        self._queue_select = max(state.queue_select, 0)
+        self._device_features_select = state.device_features_select & _LOW
+        self._driver_features_select = state.driver_features_select & _LOW
+        self._queue_select = state.queue_select & _LOW
         self._interrupt_status = state.interrupt_status & 3
         self._generation = state.generation & _LOW
         for queue, saved in zip(self.queues, state.queues, strict=True):
