@@ -15,7 +15,6 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from serai.errors import SeraiError
@@ -71,13 +70,16 @@ def as_data(message: Message) -> dict[str, object]:
 
 
 def print_table(rows: Iterable[Row], columns: Sequence[Column[Row]]) -> None:
-    """Aligned columns without rules, as kubectl prints them: easy on the eye and on awk."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column.header, justify="right" if column.right else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(_cell(column.value(row))) for column in columns))
-    stdout.print(table)
+    """Aligned columns without rules and never cut, as kubectl prints them: easy on the eye and on awk."""
+    lines = [[column.header for column in columns]]
+    lines += [[_cell(column.value(row)) for column in columns] for row in rows]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    for number, cells in enumerate(lines):
+        padded = [
+            cell.rjust(width) if column.right else cell.ljust(width)
+            for cell, width, column in zip(cells, widths, columns, strict=True)
+        ]
+        stdout.print(Text("  ".join(padded).rstrip(), style="bold" if number == 0 else ""))
 
 
 def print_error(error: SeraiError) -> None:

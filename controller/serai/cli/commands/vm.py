@@ -54,10 +54,15 @@ def guest_state(node: VnetNode) -> str:
     return "BOOTING" if booting else Guest.State.Name(node.state)
 
 
+def place(node: VnetNode) -> str:
+    """Where it runs, as ``vm migrate --to`` takes it, as far as the provider discloses that."""
+    return "/".join(part for part in (node.provider, node.placement) if part) or "undisclosed"
+
+
 _COLUMNS = (
     Column[VnetNode]("NAME", short_name),
     Column[VnetNode]("STATE", guest_state),
-    Column[VnetNode]("PLACEMENT", lambda node: node.placement or "undisclosed"),
+    Column[VnetNode]("PLACEMENT", place),
     Column[VnetNode]("IMAGE", lambda node: node.image),
     Column[VnetNode]("VCPUS", lambda node: node.vcpus, right=True),
     Column[VnetNode]("MEMORY", lambda node: binary_size(node.memory_bytes).replace(" ", ""), right=True),

@@ -96,7 +96,8 @@ class GuestConsole:
     def _type_marked(self, command: str) -> str:
         """Type the command and the printing of a marker; the typed form differs, so its echo is no match."""
         marker = f"serai-demo-{next(self._numbers)}"
-        self.start(f"{command}; echo serai'-'demo-{marker.rpartition('-')[2]}=$?")
+        self.start(command)
+        self.start(f"echo serai'-'demo-{marker.rpartition('-')[2]}=$?")
         return marker
 
     async def _receive(self) -> None:

@@ -74,6 +74,11 @@ class Residue(BaseModel):
     guests: int
     allocated_memory_bytes: int
 
+    @property
+    def any(self) -> bool:
+        """Whether anything was left."""
+        return bool(self.guests or self.allocated_memory_bytes)
+
 
 class DemoReport(BaseModel):
     """The whole run; `failures` says in words what did not hold."""
@@ -124,6 +129,5 @@ class DemoReport(BaseModel):
             same = self.migration.digest_source == self.migration.digest_destination != ""
             checks.append((same, "the digests of source and destination differ"))
         if self.residue:
-            left = self.residue.guests or self.residue.allocated_memory_bytes
-            checks.append((not left, "guests or reservations were left behind"))
+            checks.append((not self.residue.any, "guests or reservations were left behind"))
         return [problem for held, problem in checks if not held]

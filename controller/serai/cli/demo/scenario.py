@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 
 from serai.cli.commands.node import nodes_of
+from serai.cli.commands.vm import place
 from serai.cli.context import Context
 from serai.cli.demo.console import GuestConsole
 from serai.cli.demo.narration import Narration
@@ -49,6 +51,9 @@ DESTINATION = "beta"
 TRANSFER_BYTES = 16 << 20
 _PINGS_AROUND = 20
 _FIRST_REPLY_S = 30.0
+_HEARTBEATS_S, _POLL_S = 5.0, 0.1
+_GENERATION = re.compile(r"-g\d+$")
+"""What a VNet provider appends to a link's name for each path that the link has had."""
 
 
 @dataclass(slots=True)
@@ -88,7 +93,7 @@ class Scenario:
         self.narration.fact(f"both running after {time.monotonic() - started:.1f} s")
         for node in main.nodes:
             self.narration.fact(
-                f"{node.name.rpartition('/')[2]:8} on {node.placement}, Linux {node.kernel_release}"
+                f"{node.name.rpartition('/')[2]:8} on {place(node)}, Linux {node.kernel_release}"
             )
         return main, twin
 
@@ -100,32 +105,24 @@ class Scenario:
         return await stub.GetVnet(GetVnetRequest(name=f"vnets/{name}"))
 
     async def _hops(self, vnet: Vnet) -> dict[str, int]:
-        """Substrate links below each virtual link: those inside every provider, and the borders between."""
-        hops: dict[str, int] = {}
-        borders: dict[str, set[str]] = {}
+        """Substrate links below each virtual link: those inside every provider, and the border between."""
+        hops = {link.id: 0 for link in vnet.links}
+        borders: dict[str, set[str]] = {link.id: set() for link in vnet.links}
         for part in await self._slices(vnet):
             for link in part.links:
-                hops[link.id] = hops.get(link.id, 0) + link.hops
-                ends = [end.border.border for end in (link.a, link.b) if end.HasField("border")]
-                borders.setdefault(link.id, set()).update(ends)
-        return {link.id: hops.get(link.id, 0) + len(borders.get(link.id, ())) for link in vnet.links}
+                name = _GENERATION.sub("", link.id)
+                hops[name] += link.hops
+                borders[name] |= {end.border.border for end in (link.a, link.b) if end.HasField("border")}
+        return {name: count + len(borders[name]) for name, count in hops.items()}
 
     async def _slices(self, vnet: Vnet) -> list[Slice]:
-        wanted = {link.id for link in vnet.links}
+        """The parts of a VNet at all providers, which name them after it."""
         slices: list[Slice] = []
         for provider in self.context.state().providers:
             async with self.context.provider(provider) as channel:
-                stub = InfrastructureServiceStub(channel)
-                slices += await collect(
-                    lambda token, stub=stub: stub.ListSlices(ListSlicesRequest(page_token=token)),  # type: ignore[misc]
-                    lambda page: page.slices,
-                )
-        own = {node.name.rpartition("/")[2] for node in vnet.nodes}
-        return [
-            part
-            for part in slices
-            if {link.id for link in part.links} & wanted and {n.id for n in part.nodes} <= own
-        ]
+                slices += await all_slices(channel)
+        prefix = vnet.name.replace("vnets/", "slices/") + "-"
+        return [part for part in slices if part.name.startswith(prefix)]
 
     async def _traffic_and_migration(self, twin: Vnet) -> None:
         macs = [mac for node in twin.nodes for mac in node.macs.values()]
@@ -179,7 +176,7 @@ class Scenario:
             statistics = await stub.GetVnetNodeStatistics(VnetNodeRequest(name=node.name))
             guest = GuestReport(
                 name=node.name.rpartition("/")[2],
-                node=node.placement,
+                node=place(node),
                 kernel=node.kernel_release,
                 boot_s=round(statistics.boot_seconds, 2),
                 instructions=statistics.instructions,
@@ -188,11 +185,20 @@ class Scenario:
 
     async def _remove(self) -> None:
         await asyncio.gather(*(self.delete(name) for name in (MAIN, TWIN)))
-        nodes = [
-            node for name in self.context.state().providers for node in await nodes_of(self.context, name)
-        ]
-        self.report.residue = residue(nodes)
-        self.narration.fact("no guest and no reservation is left on any node")
+        self.report.residue = await self._residue()
+        if not self.report.residue.any:
+            self.narration.fact("no guest and no reservation is left on any node")
+
+    async def _residue(self) -> Residue:
+        """What the nodes still hold, once their next heartbeats had time to say so."""
+        deadline = time.monotonic() + _HEARTBEATS_S
+        while True:
+            providers = self.context.state().providers
+            lists = [await nodes_of(self.context, name) for name in providers]
+            left = residue([node for nodes in lists for node in nodes])
+            if not left.any or time.monotonic() > deadline:
+                return left
+            await asyncio.sleep(_POLL_S)
 
     async def delete(self, name: str) -> None:
         """Delete one of the demo's VNets; no error if it does not exist."""
@@ -205,6 +211,14 @@ class Scenario:
         async with AsyncExitStack() as stack:
             consoles = [GuestConsole(self.channel, name) for name in names]
             yield tuple([await stack.enter_async_context(console) for console in consoles])
+
+
+async def all_slices(channel: Channel) -> list[Slice]:
+    """Every slice of one provider."""
+    stub = InfrastructureServiceStub(channel)
+    return await collect(
+        lambda token: stub.ListSlices(ListSlicesRequest(page_token=token)), lambda page: page.slices
+    )
 
 
 def migration_result(name: str, report: MigrationReport) -> MigrationResult:
