@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
+import random
 import re
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from serai.errors import SeraiError
-from serai.hypervisor.driver import FramePort, GuestConfig, GuestState, InterfaceConfig
+from serai.hypervisor.driver import DiskConfig, FramePort, GuestConfig, GuestState, InterfaceConfig
 from serai.hypervisor.emulated import EmulatedDriver, EmulatedGuest
 from serai.images import Image, ImageStore, build_debian
 
@@ -167,3 +170,25 @@ async def test_a_reboot_restarts_the_guest_in_place(driver: EmulatedDriver, debi
     await until(lambda: guest.read_scrollback().count(b"booted\r\n") == 2)
     assert guest.state is GuestState.RUNNING
     assert guest.pid == pid
+
+
+async def test_disks_are_read_and_written(driver: EmulatedDriver, debian: Image, tmp_path: Path) -> None:
+    content = random.Random(5).randbytes(2 * MIB)
+    writable, sealed = tmp_path / "writable", tmp_path / "sealed"
+    writable.write_bytes(content)
+    sealed.write_bytes(content)
+    disks = (DiskConfig(writable), DiskConfig(sealed, read_only=True))
+    guest = await driver.create(dataclasses.replace(config(debian, 1), disks=disks))
+    await guest.start()
+    await ready(guest)
+    digest = hashlib.sha256(content).hexdigest()
+    assert digest in await run(guest, "sha256sum /dev/vda /dev/vdb | sort -u")
+    await run(
+        guest, "echo written by the guest | dd of=/dev/vda bs=512 seek=3 conv=notrunc,fsync 2>/dev/null"
+    )
+    assert writable.read_bytes()[1536:1560] == b"written by the guest\n" + content[1557:1560]
+    refused = await run(
+        guest, "echo x | dd of=/dev/vdb conv=notrunc,fsync 2>/dev/null || echo refused-$((40+2))"
+    )
+    assert "refused-42" in refused
+    assert sealed.read_bytes() == content
