@@ -10,11 +10,10 @@ import ctypes
 import json
 import mmap
 import struct
-import threading
 import zlib
 from typing import Any, Final
 
-from serai.machine.errors import CodeError, SnapshotError
+from serai.machine.errors import SnapshotError
 from serai.machine.hart import ClockSource, ExitReason
 from serai.machine.native import layout
 from serai.machine.native.build import load_machine
@@ -24,7 +23,7 @@ __all__ = ["ClockSource", "Core", "ExitReason"]
 
 M64: Final = (1 << 64) - 1
 NANOSECONDS_PER_TICK: Final = 100
-CODE_POOL_PAGES: Final = 4096
+CODE_POOL_PAGES: Final = 2048  # 67 MB at most, of which a booted Debian touches about 47 MB
 PRIVILEGE_S, PRIVILEGE_M = 1, 3
 SSIP: Final = 1 << 1
 
@@ -110,7 +109,7 @@ class Core:
         self.x = _Registers(self._words, "x")
         self.f = _Registers(self._words, "f")
         self.clock = clock
-        self._lock = threading.Lock()
+        self._reason = ExitReason.BUDGET
         self._dirty_bitmap = bytearray((size // PAGE + 7) // 8)
         ram_host = ctypes.addressof(ctypes.c_char.from_buffer(self._ram))
         libc = ctypes.CDLL(None)
@@ -171,7 +170,8 @@ class Core:
         """Execute at most ``budget`` instructions; a trap counts as one. Releases the GIL."""
         if budget <= 0:
             return ExitReason.BUDGET
-        return ExitReason(self._native("serai_run", budget))
+        self._reason = ExitReason(self._native("serai_run", budget))
+        return self._reason
 
     def request_exit(self) -> None:
         """Make ``run`` return REQUESTED within a slice; may be called from any thread."""
@@ -193,15 +193,16 @@ class Core:
         return self._get("exit_value")
 
     def complete_load(self, value: int) -> None:
-        """Finish the load that left with MMIO_LOAD: the instruction is executed again with the answer."""
-        width = self.exit_width
-        request = self._get("request")
-        self._set_all(mmio_value=value & ((1 << 8 * width) - 1), mmio_ready=1, request=0)
+        """Finish the load that left with MMIO_LOAD: the instruction is executed again with the answer.
+
+        Raises RuntimeError if no load waits. Interrupts and requests to exit wait until it has retired.
+        """
+        if self._reason is not ExitReason.MMIO_LOAD:
+            raise RuntimeError("complete_load() without a load that waits for it")
+        self._reason = ExitReason.BUDGET
+        self._set_all(mmio_value=value & ((1 << 8 * self.exit_width) - 1), mmio_ready=1)
         self._native("serai_run", 1)
-        if request:
-            self._set("request", 1)
-        if self._get("mmio_ready"):
-            raise CodeError("complete_load() without a load that waits for it")
+        self._set("mmio_ready", 0)
 
     @property
     def fault(self) -> str:

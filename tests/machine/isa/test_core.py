@@ -151,8 +151,17 @@ def test_complete_load_takes_no_interrupt_before_the_load_retires() -> None:
 
 def test_complete_load_without_a_load_is_refused() -> None:
     guest = Guest("nop\nnop")
-    with pytest.raises(Exception, match="without a load"):
+    with pytest.raises(RuntimeError, match="without a load"):
         guest.core.complete_load(1)
+
+
+def test_a_request_to_exit_does_not_lose_the_answer_of_a_device() -> None:
+    guest = Guest("li a0, 0x10000000\nlw a1, 0(a0)\nnop")
+    assert guest.core.run(10) is ExitReason.MMIO_LOAD
+    guest.core.request_exit()
+    guest.core.complete_load(42)
+    assert guest.core.x[11] == 42
+    assert guest.core.run(10) is ExitReason.REQUESTED
 
 
 def test_device_store_has_retired() -> None:

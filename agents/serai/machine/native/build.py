@@ -105,17 +105,23 @@ def machine_ir(constants: dict[str, int] | None = None) -> str:
     return "\n\n".join([*texts, _TAIL])
 
 
-def compile_machine() -> bytes:
-    """Compile the machine for this CPU; return the ELF object. Takes a few seconds."""
+def compile_machine(*, baseline: bool = False) -> bytes:
+    """Compile the machine for this CPU, or for any x86-64 one; return the ELF object. Takes seconds."""
     from llvmlite import binding as llvm  # noqa: PLC0415 - costs 0.3 s and 46 MB, only on a cold start
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     features = llvm.get_host_cpu_features()
     target = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=features.flatten(), opt=2, reloc="pic", codemodel="small"
+        cpu="x86-64" if baseline else llvm.get_host_cpu_name(),
+        features="" if baseline else features.flatten(),
+        opt=2,
+        reloc="pic",
+        codemodel="small",
     )
-    module = llvm.parse_assembly(machine_ir({"HOST_HAS_FMA": int(bool(features.get("fma")))}))
+    module = llvm.parse_assembly(
+        machine_ir({"HOST_HAS_FMA": int(not baseline and bool(features.get("fma")))})
+    )
     module.triple = llvm.get_default_triple()
     module.data_layout = str(target.target_data)
     module.verify()
@@ -153,7 +159,12 @@ def _cached(path: Path) -> bytes | None:
 
 @functools.cache
 def load_machine() -> LoadedObject:
-    """Load the machine's code into this process, compiling it if the cache has none for this CPU."""
+    """Load the machine's code into this process, compiling it if the cache has none for this CPU.
+
+    Raises CodeError if that cannot be done on this host.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise CodeError(f"the emulated machine runs on x86-64 hosts, not on {platform.machine()}")
     path = cache_directory() / f"{_key()}.o"
     code = _cached(path)
     if code is None:

@@ -158,7 +158,7 @@ def new_slice(s: State) -> int:
     if steps >= s.run_limit:
         s.exit_reason = EXIT_BUDGET
         return 1
-    if s.request:
+    if s.request and not s.mmio_ready:
         s.request = 0
         s.exit_reason = EXIT_REQUESTED
         return 1
