@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from serai.errors import SeraiError
-from serai.hypervisor.driver import DiskConfig, FramePort, GuestConfig, GuestState, InterfaceConfig
+from serai.hypervisor.driver import PAGE_SIZE, DiskConfig, FramePort, GuestConfig, GuestState, InterfaceConfig
 from serai.hypervisor.emulated import EmulatedDriver, EmulatedGuest
 from serai.images import Image, ImageStore, build_debian
 
@@ -192,3 +192,61 @@ async def test_disks_are_read_and_written(driver: EmulatedDriver, debian: Image,
     )
     assert "refused-42" in refused
     assert sealed.read_bytes() == content
+
+
+def copy_pages(source: EmulatedGuest, target: EmulatedGuest, bitmap: bytes) -> int:
+    """What a migration's round does, without the network; returns the number of pages."""
+    pages = [
+        8 * index + bit for index, byte in enumerate(bitmap) if byte for bit in range(8) if byte >> bit & 1
+    ]
+    for page in pages:
+        target.ram[page * PAGE_SIZE : (page + 1) * PAGE_SIZE] = source.ram[
+            page * PAGE_SIZE : (page + 1) * PAGE_SIZE
+        ]
+    return len(pages)
+
+
+async def move(source: EmulatedGuest, driver: EmulatedDriver) -> EmulatedGuest:
+    """Pre-copy to a fresh process while the guest works; RAM must then be equal to the last byte."""
+    target = await driver.create_incoming(source.config)
+    await source.start_dirty_log()
+    target.ram[:] = source.ram
+    for _ in range(3):
+        copy_pages(source, target, await source.take_dirty_pages())
+        await asyncio.sleep(0.02)
+    await source.pause()
+    assert (
+        copy_pages(source, target, await source.take_dirty_pages()) < source.config.memory_bytes // PAGE_SIZE
+    )
+    state = await source.save_state()
+    assert hashlib.sha256(target.ram).digest() == hashlib.sha256(source.ram).digest()
+    await target.restore(state, scrollback=source.read_scrollback())
+    await source.close()
+    return target
+
+
+async def test_a_working_guest_moves_again_and_again(debian: Image) -> None:
+    """Computation and traffic in flight, four moves: no page that the guest or a device wrote is missed."""
+    drivers = [EmulatedDriver(), EmulatedDriver()]
+    try:
+        guest, peer = await drivers[0].create(config(debian, 1)), await drivers[1].create(config(debian, 2))
+        wire(guest.ports["eth0"], peer.ports["eth0"])
+        await asyncio.gather(guest.start(), peer.start())
+        await asyncio.gather(ready(guest), ready(peer))
+        await run(guest, "dd if=/dev/urandom of=/f bs=64k count=32 2>/dev/null; sha256sum /f >/sum")
+        guest.write_console(
+            b"while sha256sum -c -s /sum; do cp /f /g; mv /g /f; echo go-$((1+1)); done; echo B$((0))D\n"
+        )
+        peer.write_console(b"ping -i 0.02 -s 1400 10.0.0.1 >/dev/null &\n")
+        for hop in range(1, 5):
+            progress = guest.read_scrollback().count(b"go-2")
+            await until(lambda: guest.read_scrollback().count(b"go-2") > progress)  # noqa: B023
+            guest = await move(guest, drivers[hop % 2])
+            wire(guest.ports["eth0"], peer.ports["eth0"])
+            await guest.resume(elapsed_ns=1_000_000)
+        progress = guest.read_scrollback().count(b"go-2")
+        await until(lambda: guest.read_scrollback().count(b"go-2") > progress + 1)
+        assert b"B0D" not in guest.read_scrollback()
+    finally:
+        for instance in drivers:
+            await instance.close()
