@@ -28,7 +28,7 @@ from serai.errors import (
 )
 from serai.hypervisor.driver import Driver
 from serai.migration.incoming import Arrival
-from serai.migration.ownership import ASK_TIMEOUT_S
+from serai.migration.ownership import ASK_TIMEOUT_S, may_give_back
 from serai.migration.stream import STREAM_VERSION
 from serai.network.dataplane import DataPlane
 from serai.v1 import guest_pb2, migration_pb2
@@ -228,8 +228,8 @@ class Arrivals:
         if any(arrival.arriving for arrival in self._arrivals.values() if arrival.guest_uid == uid):
             return migration_pb2.Ownership(arriving=True)
         record = self._records.get(uid)
-        if record is not None and request.reclaim_epoch > record.epoch:
-            record = await self._give_back(record, request.reclaim_epoch, asker)
+        if record is not None and request.reclaim_epoch:
+            record = await self._perhaps_give_back(record, request.reclaim_epoch, asker)
         if record is None:
             return migration_pb2.Ownership()
         return migration_pb2.Ownership(
@@ -238,13 +238,18 @@ class Arrivals:
             handed_to=record.peer if record.holding is Holding.HANDED else "",
         )
 
-    async def _give_back(self, record: Record, epoch: int, asker: str) -> Record | None:
-        """Only a guest that is owned here, came from the asker, and has no machine any more."""
-        if record.holding is not Holding.OWNED or record.peer != asker:
-            return record
+    async def _perhaps_give_back(self, record: Record, epoch: int, asker: str) -> Record | None:
         hosted = self._inventory.find(record.uid)
+        # Under the guest's lock: it must not be started here at the same time.
         async with hosted.lock if hosted is not None else contextlib.nullcontext():
-            if hosted is None or hosted.machine is None:
+            if may_give_back(
+                owned=record.holding is Holding.OWNED,
+                epoch=record.epoch,
+                origin=record.peer,
+                alive=hosted is not None and hosted.machine is not None,
+                reclaim_epoch=epoch,
+                asker=asker,
+            ):
                 log.warning("guest %s is lost here and goes back to %s", record.uid, asker)
                 await asyncio.to_thread(self._records.give_back, record.uid, epoch)
                 if hosted is not None:

@@ -23,6 +23,17 @@ async def ask_holder(peer: MigrationPeerServiceAsyncStub, guest_uid: str, epoch:
     return interpret(await peer.QueryOwnership(request, timeout=ASK_TIMEOUT_S), epoch, node)
 
 
+def may_give_back(
+    *, owned: bool, epoch: int, origin: str, alive: bool, reclaim_epoch: int, asker: str
+) -> bool:
+    """Whether a node gives a guest back to `asker` under `reclaim_epoch`.
+
+    Only one that its record owns (and did not end on purpose), that came from the asker, and that does not live
+    there: its copy was lost with the agent, or never ran.
+    """
+    return owned and origin == asker and not alive and reclaim_epoch > epoch
+
+
 def interpret(answer: migration_pb2.Ownership, epoch: int, node: str) -> Holder:
     """What the answer means for a guest that `node` handed over under `epoch`."""
     if answer.arriving:
