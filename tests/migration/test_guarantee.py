@@ -52,6 +52,8 @@ class World:
     source_crashed: bool = False
     destination_crashed: bool = False
     copy_was_gone: bool = False
+    late: list[dst.Event] = field(default_factory=list)
+    """Requests that their sender has given up and that are still on their way."""
     story: list[str] = field(default_factory=list)
 
     def check(self) -> None:
@@ -89,8 +91,10 @@ class World:
     # The destination's agent.
 
     def tell_destination(self, event: dst.Event) -> list[dst.Action]:
-        """A request: it, or its answer, may be lost; answers of the machine come back."""
+        """A request: it, or its answer, may be lost, or it may come much later; what it leads to comes back."""
         if self.unlucky(0.1):
+            if self.chance.random() < 0.5:
+                self.late.append(event)
             raise LostError
         replies = self.obey(event)
         self.perhaps_crash()
@@ -225,6 +229,7 @@ class World:
                 return src.Answered(interpret(self.query(3), 2, S))
             case src.RecordReclaim():
                 self.source_record = Record(3, True)
+                self.deliver_late()
                 return src.ReclaimRecorded()
             case src.Abort():
                 self.tell_destination(dst.AbortAsked("failed"))
@@ -234,8 +239,16 @@ class World:
                 return src.Released()
         return None
 
+    def deliver_late(self) -> None:
+        while self.late and self.chance.random() < 0.5:
+            try:
+                self.obey(self.late.pop())
+            except LostError:
+                pass
+
     def destination_by_itself(self) -> None:
         """Its watch over a silent source."""
+        self.deliver_late()
         if self.arrival is not None and self.chance.random() < 0.5:
             try:
                 self.obey(dst.Silence())
@@ -257,6 +270,7 @@ class World:
                     self.obey(dst.Silence())
                 except LostError:
                     pass
+            self.deliver_late()
             self.check()
 
 
