@@ -228,6 +228,8 @@ class World:
                 self.destination_by_itself()
                 return src.Answered(interpret(self.query(3), 2, S))
             case src.RecordReclaim():
+                if self.unlucky(0.2):
+                    return src.Failed(UnavailableError("disk full"))
                 self.source_record = Record(3, True)
                 self.deliver_late()
                 return src.ReclaimRecorded()

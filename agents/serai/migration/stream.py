@@ -139,6 +139,7 @@ class PageReceiver:
         self._ram = page_view(ram)
         self._payload = memoryview(bytearray(MAX_RECORD))
         self._on_progress = on_progress
+        self._glances = np.zeros((len(self._ram), 2), dtype=np.uint64)
         self.digests = PageDigests(len(self._ram))
 
     def run(self) -> None:
@@ -150,8 +151,15 @@ class PageReceiver:
             payload = self._payload[: header.length]
             self._stream.receive_into(payload)
             if self._take(header, payload):
+                self._look_again()
                 return
             self._on_progress()
+
+    def _look_again(self) -> None:
+        """Hash what has changed since it arrived: nothing should have, and then the digests will not match."""
+        changed = np.flatnonzero((glance(self._ram) != self._glances).any(axis=1)).astype(np.uint32)
+        if len(changed):
+            self._note(changed)
 
     def release(self) -> None:
         """Let go of RAM, which can then be unmapped; nothing can be received any more."""
@@ -188,7 +196,9 @@ class PageReceiver:
 
     def _note(self, numbers: Numbers) -> None:
         """Hash what RAM holds now, not what the record said: this is the check of the whole way."""
-        self.digests.update(numbers, self._ram[numbers].data.cast("B"))
+        contents = self._ram[numbers]
+        self._glances[numbers] = glance(contents)
+        self.digests.update(numbers, contents.data.cast("B"))
 
     def _numbers(self, payload: memoryview) -> Numbers:
         if len(payload) % 4:
