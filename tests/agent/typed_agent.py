@@ -1,7 +1,8 @@
 """The real agent's entry with fake guests that obey what is typed into their consoles, a line each.
 
 ``busy N``: write N pages a second, ``crash REASON``, ``off``, ``sum``: print the digest of RAM, ``steps``.
-The environment lays in faults: ``FAULTS="restore=hang pause=error:no"``.
+The environment lays in faults: ``FAULTS="restore=hang pause=error:no hand_over=die"``; to die at a record is to
+die just after it is on the disk.
 """
 
 from __future__ import annotations
@@ -9,10 +10,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import signal
 import sys
+import time
+from collections.abc import Callable
+from typing import Any
 
 from serai.agent.daemon import Agent
+from serai.agent.departures import Departures
 from serai.agent.main import main
+from serai.agent.records import Records
 from serai.agent.settings import AgentSettings
 from serai.errors import HypervisorError
 from serai.hypervisor.driver import GuestConfig
@@ -47,6 +54,10 @@ class TypedGuest(FakeGuest):
         await self._driver.check_async("resume")
         await super().resume(elapsed_ns=elapsed_ns)
 
+    async def save_state(self) -> bytes:
+        await self._driver.check_async("save_state")
+        return await super().save_state()
+
     async def restore(self, state: bytes, *, scrollback: bytes = b"") -> None:
         await self._driver.check_async("restore")
         await super().restore(state, scrollback=scrollback)
@@ -59,10 +70,16 @@ class TypedDriver(FakeDriver):
 
     async def check_async(self, operation: str) -> None:
         fault = self._faults.pop(operation, "")
+        if fault == "die":
+            die()
         if fault == "hang":
             await asyncio.Event().wait()
         if fault.startswith("error:"):
             raise HypervisorError(fault.removeprefix("error:"))
+
+    async def create_incoming(self, config: GuestConfig) -> FakeGuest:
+        await self.check_async("create_incoming")
+        return await super().create_incoming(config)
 
     def _add(self, config: GuestConfig, *, incoming: bool) -> FakeGuest:
         super()._add(config, incoming=incoming)
@@ -70,9 +87,41 @@ class TypedDriver(FakeDriver):
         return self.guests[config.uid]
 
 
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lay_in_record_faults() -> None:
+    for fault in os.environ.get("FAULTS", "").split():
+        operation, _, what = fault.partition("=")
+        if hasattr(Records, operation):
+            original = getattr(Records, operation)
+            setattr(Records, operation, dying(original) if what == "die" else hanging(original))
+        if fault == "settle=never":
+            Departures.settle = lambda self: None  # type: ignore[method-assign]
+
+
+def dying(record: Callable[..., None]) -> Callable[..., None]:
+    def record_and_die(*arguments: Any, **options: Any) -> None:
+        record(*arguments, **options)
+        die()
+
+    return record_and_die
+
+
+def hanging(record: Callable[..., None]) -> Callable[..., None]:
+    def hang_for_arrivals(*arguments: Any, **options: Any) -> None:
+        if options.get("origin"):
+            time.sleep(3600)
+        record(*arguments, **options)
+
+    return hang_for_arrivals
+
+
 def make_agent(settings: AgentSettings) -> Agent:
     return Agent(settings, driver=TypedDriver())
 
 
 if __name__ == "__main__":
+    lay_in_record_faults()
     sys.exit(main(make_agent=make_agent))

@@ -79,7 +79,7 @@ class Agent:
             images=self.images,
             heartbeat_s=settings.heartbeat_s,
         )
-        self.peers = Peers(self.credentials)
+        self.peers = Peers(self.credentials, self.tasks)
         self.data_plane = DataPlane(settings.node, self.peers.open_channel, data_address=settings.data_listen)
         self.bus = create_bus(self.credentials.identity, settings.events_url or None)
         self._publisher = Publisher(self.bus, settings.node)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import grpc
+
+from serai.agent.tasks import TaskSet
 from serai.errors import NotFoundError
 from serai.network.peers import ChannelOffer
 from serai.v1 import migration_pb2
@@ -20,8 +23,9 @@ if TYPE_CHECKING:
 class Peers:
     """gRPC channels to other agents, one each, kept open."""
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, tasks: TaskSet) -> None:
         self._credentials = credentials
+        self._tasks = tasks
         self._addresses: dict[str, str] = {}
         self._channels: dict[str, Channel] = {}
 
@@ -52,6 +56,10 @@ class Peers:
 
     def _channel(self, node: str) -> Channel:
         channel = self._channels.get(node)
+        if channel is not None and channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            # It would refuse at once until its back-off is over; the node may be there again by now.
+            self._tasks.start(self._channels.pop(node).close(), f"disconnect from {node}")
+            channel = None
         if channel is None:
             address = self._addresses.get(node)
             if address is None:
