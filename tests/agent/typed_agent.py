@@ -1,8 +1,8 @@
 """The real agent's entry with fake guests that obey what is typed into their consoles, a line each.
 
 ``busy N``: write N pages a second, ``crash REASON``, ``off``, ``sum``: print the digest of RAM, ``steps``.
-The environment lays in faults: ``FAULTS="restore=hang pause=error:no hand_over=die"``; to die at a record is to
-die just after it is on the disk.
+The environment lays in faults: ``FAULTS="restore=hang pause=error:no hand_over=die"``; to die at a record is
+to die just after it is on the disk.
 """
 
 from __future__ import annotations

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.agent.harness import MEBIBYTE, Site
+from tests.migration.faults import Cable, GatedDriver
+from tests.migration.move import Migration, Side, begin, eventually, follow, move, permit, side, start_guest
 
 from serai.errors import CapacityError, HypervisorError, MigrationError
 from serai.hypervisor.driver import GuestState
 from serai.v1 import guest_pb2, migration_pb2
-from tests.agent.harness import MEBIBYTE, Site
-from tests.migration.faults import Cable, GatedDriver
-from tests.migration.move import Migration, Side, begin, eventually, follow, move, permit, side, start_guest
 
 Guest = guest_pb2.Guest
 
@@ -46,7 +46,9 @@ async def expect_next_attempt(source: Side, destination: Side, guest: Guest) -> 
         ("destination", "restore", "freeze"),
     ],
 )
-async def test_an_operation_fails(source: Side, destination: Side, where: str, operation: str, step: str) -> None:
+async def test_an_operation_fails(
+    source: Side, destination: Side, where: str, operation: str, step: str
+) -> None:
     guest = await start_guest(source)
     source.guest.run(7)
     driver = (source if where == "source" else destination).driver
@@ -74,7 +76,9 @@ async def test_the_data_link_is_cut(source: Side, destination: Side) -> None:
         await expect_next_attempt(source, destination, guest)
 
 
-async def test_a_damaged_record_is_noticed_and_the_destination_says_so(source: Side, destination: Side) -> None:
+async def test_a_damaged_record_is_noticed_and_the_destination_says_so(
+    source: Side, destination: Side
+) -> None:
     guest = await start_guest(source)
     source.guest.write_memory(0, bytes(range(1, 256)) * (2 * MEBIBYTE // 255))
     async with Cable(destination.here.data_address) as cable:
@@ -152,7 +156,9 @@ async def test_a_guest_that_writes_faster_than_the_link_stays(source: Side, dest
     guest = await start_guest(source)
     source.guest.run(3000)
     source.guest.keep_busy(100_000)
-    failed = await move(source, destination, guest, bandwidth_bps=80_000_000, deadline_s=1, max_downtime_ms=10)
+    failed = await move(
+        source, destination, guest, bandwidth_bps=80_000_000, deadline_s=1, max_downtime_ms=10
+    )
     assert failed.failure.reason == "NOT_CONVERGING"
     assert "MB/s" in failed.failure.message and "10 ms allowed" in failed.failure.message
     await expect_at_home(source, destination, guest, 3000)
@@ -184,7 +190,9 @@ async def test_a_guest_that_ends_while_it_moves(source: Side, destination: Side,
     ],
 )
 async def test_cancel_in_every_phase(site: Site, where: str, operation: str, step: str) -> None:
-    drivers = {name: GatedDriver(*([operation] if name == where else [])) for name in ("source", "destination")}
+    drivers = {
+        name: GatedDriver(*([operation] if name == where else [])) for name in ("source", "destination")
+    }
     async with (
         side(site, "alpha/a1", drivers["source"]) as source,
         side(site, "beta/b1", drivers["destination"]) as destination,

@@ -1,11 +1,12 @@
 """The guarantee, against both pure machines: thousands of histories with lost messages and crashes anywhere.
 
-At every instant at most one copy runs; and when everything can talk again, the guest runs somewhere unless the
-very agent that held its only copy was killed.
+At every instant at most one copy runs; and when everything can talk again, the guest runs somewhere unless
+the very agent that held its only copy was killed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 from dataclasses import dataclass, field
 
@@ -91,7 +92,7 @@ class World:
     # The destination's agent.
 
     def tell_destination(self, event: dst.Event) -> list[dst.Action]:
-        """A request: it, or its answer, may be lost, or it may come much later; what it leads to comes back."""
+        """A request. It, or its answer, may be lost; it may come much later; what it leads to comes back."""
         if self.unlucky(0.1):
             if self.chance.random() < 0.5:
                 self.late.append(event)
@@ -119,7 +120,7 @@ class World:
                     raise LostError
         return replies
 
-    def perform_there(self, action: dst.Action) -> list[dst.Event]:
+    def perform_there(self, action: dst.Action) -> list[dst.Event]:  # noqa: PLR0911
         match action:
             case dst.Verify():
                 return [dst.Failed(MigrationError("damaged")) if self.unlucky(0.05) else dst.Matched()]
@@ -194,7 +195,7 @@ class World:
             return None
         return src.Failed(UnavailableError("no answer"))
 
-    def perform_here(self, action: src.Action) -> src.Event | None:
+    def perform_here(self, action: src.Action) -> src.Event | None:  # noqa: PLR0911, PLR0912
         assert self.source is not None
         match action:
             case src.Prepare():
@@ -243,19 +244,15 @@ class World:
 
     def deliver_late(self) -> None:
         while self.late and self.chance.random() < 0.5:
-            try:
+            with contextlib.suppress(LostError):
                 self.obey(self.late.pop())
-            except LostError:
-                pass
 
     def destination_by_itself(self) -> None:
         """Its watch over a silent source."""
         self.deliver_late()
         if self.arrival is not None and self.chance.random() < 0.5:
-            try:
+            with contextlib.suppress(LostError):
                 self.obey(dst.Silence())
-            except LostError:
-                pass
 
     def heal(self) -> None:
         """Everything is up and can talk; each side does what it does after a restart or a silence."""
@@ -268,10 +265,8 @@ class World:
                     case src.Holder.NOBODY:
                         self.source_record = Record(3, True)
             if self.arrival is not None:
-                try:
+                with contextlib.suppress(LostError):
                     self.obey(dst.Silence())
-                except LostError:
-                    pass
             self.deliver_late()
             self.check()
 

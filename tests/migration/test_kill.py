@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from tests.agent.harness import MEBIBYTE, Client, Site
+from tests.migration.move import Migration, Side, begin, follow, permit, process_side, start_guest
 
 from serai.errors import NotFoundError, UnavailableError
 from serai.v1 import guest_pb2
-from tests.agent.harness import MEBIBYTE, Client, Site
-from tests.migration.move import Migration, Side, begin, follow, permit, process_side, start_guest
 
 Guest = guest_pb2.Guest
 

@@ -200,14 +200,21 @@ class Arrival:
         try:
             await self._loop.run_in_executor(self._thread, receiver.run)
         except SeraiError as error:
-            if not self._received.done():
-                self._received.set_exception(error)
-            await self._obey(destination.Failed(error))
+            await self._lose_stream(error)
+        except Exception as error:
+            log.exception("arrival of %s: a defect", self.guest_uid)
+            await self._lose_stream(
+                IntegrityError(f"a defect at the destination: {error!r}", reason="DEFECT")
+            )
         else:
             self._received.set_result(receiver)
         finally:
             stream.close()
             self._thread.shutdown(wait=False)
+
+    async def _lose_stream(self, error: SeraiError) -> None:
+        self._received.set_exception(error)
+        await self._obey(destination.Failed(error))
 
     def _note_progress(self) -> None:
         self._heard = time.monotonic()

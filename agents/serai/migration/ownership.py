@@ -28,8 +28,8 @@ def may_give_back(
 ) -> bool:
     """Whether a node gives a guest back to `asker` under `reclaim_epoch`.
 
-    Only one that its record owns (and did not end on purpose), that came from the asker, and that does not live
-    there: its copy was lost with the agent, or never ran.
+    Only one that its record owns (and did not end on purpose), that came from the asker, and that does not
+    live there: its copy was lost with the agent, or never ran.
     """
     return owned and origin == asker and not alive and reclaim_epoch > epoch
 

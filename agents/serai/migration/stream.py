@@ -156,7 +156,7 @@ class PageReceiver:
             self._on_progress()
 
     def _look_again(self) -> None:
-        """Hash what has changed since it arrived: nothing should have, and then the digests will not match."""
+        """Hash what has changed since it arrived. Nothing should have; then the digests do not match."""
         changed = np.flatnonzero((glance(self._ram) != self._glances).any(axis=1)).astype(np.uint32)
         if len(changed):
             self._note(changed)
@@ -201,10 +201,10 @@ class PageReceiver:
         self.digests.update(numbers, contents.data.cast("B"))
 
     def _numbers(self, payload: memoryview) -> Numbers:
-        if len(payload) % 4:
-            raise _invalid("a list of page numbers is cut")
+        if not payload or len(payload) % 4:
+            raise _invalid("a list of page numbers is empty or cut")
         numbers = np.frombuffer(payload, dtype=">u4").astype(np.uint32)
-        if len(numbers) and int(numbers.max()) >= len(self._ram):
+        if int(numbers.max()) >= len(self._ram):
             raise _invalid(f"page {int(numbers.max())} is beyond the guest's {len(self._ram)} pages")
         return numbers
 
