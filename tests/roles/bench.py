@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from tests.roles.fake_agent import FakeAgent
 
 from serai.controller.daemon import Controller
 from serai.controller.settings import ControllerSettings
 from serai.roles.failures import failure_to_error
-from serai.v1.infrastructure_pb2 import ListSlicesRequest
+from serai.v1.infrastructure_pb2 import ListNodesRequest, ListSlicesRequest
 from serai.v1.infrastructure_pb2_grpc import InfrastructureServiceStub
+from serai.v1.node_pb2 import Node
 from serai.v1.operation_pb2 import GetOperationRequest, Operation
 from serai.v1.operation_pb2_grpc import OperationServiceStub
 from serai.v1.operator_pb2 import CreateVnetRequest, DeleteVnetRequest, ListVnetsRequest
@@ -29,6 +34,7 @@ from serai.wire.tls import CertificateAuthority, Credentials
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 TWO_PROVIDERS = (EXAMPLES / "two-providers.xml").read_bytes()
 SAME_ADDRESSES = (EXAMPLES / "same-addresses.xml").read_bytes()
+ROOT = Path(__file__).parents[2]
 NODES = ("alpha/a1", "alpha/a2", "beta/b1", "beta/b2")
 
 
@@ -42,6 +48,8 @@ class Bench:
         self.changes: dict[str, dict[str, Any]] = {}
         """Further settings by role name."""
         self.controller: Controller
+        self.addresses: dict[Identity, str] = {}
+        self._process: asyncio.subprocess.Process | None = None
         self._channels: list[Channel] = []
         for role, owner in (
             (Role.VNO, "operator"),
@@ -100,6 +108,7 @@ class Bench:
     async def start(self) -> None:
         self.controller = Controller(self.settings)
         await self.controller.start()
+        self.addresses = self.controller.addresses
         await until(self._all_reachable)
 
     def _all_reachable(self) -> bool:
@@ -116,6 +125,51 @@ class Bench:
     def roles(self) -> dict[tuple[Role, str], Any]:
         return {(role.identity.role, role.identity.owner): role for role in self.controller.roles}
 
+    async def kill(self) -> None:
+        """End the controller's process at once; it must have been launched."""
+        for channel in self._channels:
+            await channel.close()
+        self._channels.clear()
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.communicate()
+        self._process = None
+
+    async def launch(self) -> None:
+        """Run the controller as a process of its own and wait until it serves and knows its agents."""
+        config = self.directory / "controller.yaml"
+        config.write_text(yaml.safe_dump(self.settings.model_dump(mode="json", exclude_none=True)))
+        ready = self.directory / "ready.json"
+        ready.unlink(missing_ok=True)
+        paths = os.pathsep.join(str(ROOT / part) for part in ("controller", "proto"))
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "serai.controller.main"),
+            *("--config", str(config), "--ready-file", str(ready)),
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+        assert self._process.stdout is not None
+        async with asyncio.timeout(20):
+            announced = json.loads(await self._process.stdout.readline())
+        assert json.loads(ready.read_text()) == announced
+        self.addresses = {
+            Identity(Role.VNO, "operator"): announced["operator"],
+            Identity(Role.VNP, "vnp"): announced["vnet_provider"],
+            **{Identity(Role.PIP, name): address for name, address in announced["providers"].items()},
+        }
+        async with asyncio.timeout(20):
+            while not await self._nodes_ready():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+    async def _nodes_ready(self) -> bool:
+        states = [
+            node.state
+            for name in ("alpha", "beta")
+            for node in (await self.pip(name).ListNodes(ListNodesRequest())).nodes
+        ]
+        return states == [Node.READY] * 4
+
     async def close(self) -> None:
         for channel in self._channels:
             await channel.close()
@@ -124,7 +178,7 @@ class Bench:
 
     def channel(self, role: Role, owner: str, credentials: Credentials | None = None) -> Channel:
         identity = Identity(role, owner)
-        channel = connect(self.controller.addresses[identity], credentials or self.admin, identity)
+        channel = connect(self.addresses[identity], credentials or self.admin, identity)
         self._channels.append(channel)
         return channel
 
@@ -178,6 +232,8 @@ class Bench:
         for name in ("alpha", "beta"):
             slices = await self.pip(name).ListSlices(ListSlicesRequest())
             left += [f"{name}: {item.name}" for item in slices.slices]
+            if self._process is not None:
+                continue
             state = self.roles()[Role.PIP, name].state
             left += [f"{name}: connection {item.name}" for item in state.connections]
             left += [f"{name}: leftover {item.name}" for item in state.leftovers]

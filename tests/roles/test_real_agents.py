@@ -1,4 +1,4 @@
-"""The roles over real agents, with fake guests that a test plays: frames pass before, during and after a move."""
+"""The roles over real agents, with fake guests that a test plays."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from tests.roles.bench import NODES, Bench, until
 from serai.agent.daemon import Agent
 from serai.agent.settings import AgentSettings
 from serai.hypervisor.fake import FakeDriver, FakeGuest
-from serai.v1.guest_pb2 import GetGuestRequest
 from serai.v1.operation_pb2 import Step
-from serai.v1.operator_pb2 import GetVnetRequest, MigrateVnetNodeRequest, Vnet, VnetNodeRequest
+from serai.v1.operator_pb2 import GetVnetRequest, MigrateVnetNodeRequest, Vnet
 from serai.wire.identity import Identity, Role
 from serai.wire.tls import CertificateAuthority
 
@@ -125,7 +124,7 @@ async def test_frames_follow_a_node_to_the_other_provider(real: Bench) -> None:
     before, router = find(real, "router")
     router.keep_busy(200, working_set_pages=50)
     _, client = find(real, "client")
-    sent = received = 0
+    sent = 0
     moving = True
 
     async def stream() -> None:
@@ -150,8 +149,7 @@ async def test_frames_follow_a_node_to_the_other_provider(real: Bench) -> None:
     await until(lambda: any(frame.startswith(last) for frame in moved.port("eth0").received))
     numbers = [int(frame[6:12]) for frame in moved.port("eth0").received]
     assert len(numbers) == len(set(numbers))
-    received = len(numbers)
-    assert received == sent, f"{sent - received} of {sent} frames were lost"
+    assert len(numbers) == sent, f"{sent - len(numbers)} of {sent} frames were lost"
     moved.port("eth0").received.clear()
     await exchange(moved, "eth0", client, "eth0", b"after the move" * 5)
     _, server = find(real, "server")
@@ -164,7 +162,7 @@ async def test_frames_follow_a_node_to_the_other_provider(real: Bench) -> None:
 
 async def test_a_node_moves_inside_its_provider(real: Bench) -> None:
     await real.create()
-    before, server = find(real, "server")
+    before, _ = find(real, "server")
     destination = {"beta/b1": "beta/b2", "beta/b2": "beta/b1"}[before]
     request = MigrateVnetNodeRequest(name="vnets/demo/nodes/server", destination=destination)
     await real.outcome(await real.operator.MigrateVnetNode(request))

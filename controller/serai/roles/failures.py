@@ -13,14 +13,18 @@ from serai.wire.status import DOMAIN, error_to_status, status_to_error
 
 def error_to_failure(error: SeraiError) -> Failure:
     """The message that keeps `error`."""
-    code = error_to_status(error).code
+    status = error_to_status(error)
+    info = ErrorInfo()
+    status.details[0].Unpack(info)
+    # As on the wire: the metadata also names the class, so that it comes back as what it was.
+    metadata = {key: value for key, value in info.metadata.items() if key != "hint"}
     return Failure(
-        code=code, message=error.message, reason=error.reason, hint=error.hint, metadata=error.metadata
+        code=status.code, message=status.message, reason=info.reason, hint=error.hint, metadata=metadata
     )
 
 
 def failure_to_error(failure: Failure) -> SeraiError:
-    """The error that `failure` keeps, of the class that its code names."""
+    """The error that `failure` keeps."""
     info = ErrorInfo(reason=failure.reason, domain=DOMAIN, metadata=failure.metadata)
     if failure.hint:
         info.metadata["hint"] = failure.hint

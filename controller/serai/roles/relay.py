@@ -25,6 +25,9 @@ MOVE_GRACE_S = 2.0
 TAIL_BYTES = 64 * 1024
 """Output remembered to recognise it in the scrollback of the next place."""
 
+_SHORTEST_OVERLAP = 8
+"""Fewer bytes than this agree by chance."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -161,12 +164,17 @@ class _Tail:
         self._bytes = (self._bytes + data)[-TAIL_BYTES:]
 
     def news(self, scrollback: bytes) -> bytes:
-        """What `scrollback` holds beyond that: all after the longest end of it that is found there."""
-        for length in (len(self._bytes), 4096, 1024, 256, 64, 16):
-            known = self._bytes[-length:] if length else b""
-            position = scrollback.rfind(known) if known and len(known) <= len(scrollback) else -1
-            if position >= 0:
-                return scrollback[position + len(known) :]
+        """What `scrollback` holds beyond that. Both are ends of one stream, and `scrollback` is not older."""
+        if not self._bytes:
+            return scrollback
+        position = scrollback.rfind(self._bytes)
+        if position >= 0:
+            return scrollback[position + len(self._bytes) :]
+        start = self._bytes.find(scrollback[:_SHORTEST_OVERLAP])
+        while start >= 0:
+            if scrollback.startswith(self._bytes[start:]):
+                return scrollback[len(self._bytes) - start :]
+            start = self._bytes.find(scrollback[:_SHORTEST_OVERLAP], start + 1)
         return scrollback
 
 

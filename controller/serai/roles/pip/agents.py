@@ -94,18 +94,18 @@ class Agent:
         HypervisorError when it fails or vanishes first, UnavailableError when the agent does, or time is up.
         """
         begun = self._synchronizations
-        wake = asyncio.Event()
-        self._waiting.add(wake)
+
+        def is_ready() -> bool:
+            self.expect_reachable()
+            guest = self.guests.get(guest_name)
+            if guest is not None and guest.ready:
+                return True
+            self._check_alive(guest_name, guest, begun)
+            return False
+
         try:
             async with asyncio.timeout(seconds):
-                while True:
-                    self.expect_reachable()
-                    guest = self.guests.get(guest_name)
-                    if guest is not None and guest.ready:
-                        return guest
-                    self._check_alive(guest_name, guest, begun)
-                    await wake.wait()
-                    wake.clear()
+                await self.wait_until(is_ready)
         except TimeoutError as error:
             raise UnavailableError(
                 f"{guest_name} on node {self.provider}/{self.node} was not ready after {seconds:g} s",
@@ -113,6 +113,16 @@ class Agent:
                 reason="GUEST_NOT_READY",
                 node=f"{self.provider}/{self.node}",
             ) from error
+        return self.guests[guest_name]
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Return when `condition` holds; it is asked after every change and may raise."""
+        wake = asyncio.Event()
+        self._waiting.add(wake)
+        try:
+            while not condition():
+                await wake.wait()
+                wake.clear()
         finally:
             self._waiting.discard(wake)
 

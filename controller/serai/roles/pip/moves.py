@@ -22,6 +22,7 @@ from serai.v1.guest_pb2 import Guest
 from serai.v1.infrastructure_pb2 import DepartSliceNodeRequest, RelocateSliceNodeRequest, SliceNode
 from serai.v1.migration_pb2 import (
     GetMigrationRequest,
+    ListMigrationsRequest,
     MigrateGuestRequest,
     Migration,
     MigrationOptions,
@@ -191,12 +192,51 @@ class Moves:
         station = Station(agreed.destination_node, agreed.destination_address)
 
         async def note_departure() -> None:
-            def change(changed: SliceRecord) -> None:
-                changed.parts.nodes[node.spec.id].presence = Presence.DEPARTED
+            await self._note(record.name, node, gone=True)
 
-            await state.slices.update(record.name, change)
+        await self._note(record.name, node, departing=True)
+        try:
+            await self._migrate(node, station, agreed.permit, progress, note_departure)
+        finally:
+            await asyncio.shield(self._note(record.name, node, departing=False))
 
-        await self._migrate(node, station, agreed.permit, progress, note_departure)
+    async def resume_departure(self, name: str, node: NodePlacement, progress: Progress) -> None:
+        """Follow a departure that the last process began: agents carry it out without a controller."""
+        async with progress.step("consent"):
+            migration = await self.last_migration(node)
+        try:
+            if migration is None or migration.state != Migration.SUCCEEDED:
+                raise MigrationError("the migration did not take place; the guest goes on at the source")
+            await progress.mirror(Operation(steps=migration.steps, migration=migration.report))
+            await self._note(name, node, gone=True)
+        finally:
+            await asyncio.shield(self._note(name, node, departing=False))
+
+    async def last_migration(self, node: NodePlacement) -> Migration | None:
+        """The latest migration of a guest from its node, when that has an outcome."""
+        agent = self._state.agents[node.node]
+        await agent.wait_until(lambda: agent.reachable and agent.known)
+        listed = await agent.migration_stub.ListMigrations(ListMigrationsRequest(page_size=1000))
+        found = [item for item in listed.migrations if item.guest == node.guest_name]
+        if not found:
+            return None
+        last = max(found, key=lambda item: item.start_time.ToNanoseconds())
+        return [item async for item in _watch(agent, last.name)][-1]
+
+    async def _note(
+        self, name: str, node: NodePlacement, *, gone: bool = False, departing: bool | None = None
+    ) -> None:
+        def change(changed: SliceRecord) -> None:
+            placement = changed.parts.nodes.get(node.spec.id)
+            if placement is None:
+                return
+            if gone:
+                placement.presence = Presence.DEPARTED
+            if departing is not None:
+                placement.departing = departing
+
+        if name in self._state.slices:
+            await self._state.slices.update(name, change)
 
     def _check_movable(self, record: SliceRecord, node: NodePlacement) -> None:
         if record.state is not SliceState.RUNNING or node.presence is not Presence.HERE:

@@ -15,7 +15,7 @@ from serai.roles.announce import announce_operations
 from serai.roles.directory import Directory
 from serai.roles.operations import Operations
 from serai.roles.pip.agents import Agent
-from serai.roles.pip.moves import Moves, find_arrived
+from serai.roles.pip.moves import MIGRATION_STEPS, Moves, find_arrived
 from serai.roles.pip.peering import Peering, PeeringServicer
 from serai.roles.pip.records import Leftover, PeerConnection, Presence, SliceRecord, SliceState
 from serai.roles.pip.servicer import InfrastructureServicer, PipConsoleServicer
@@ -91,7 +91,22 @@ class Pip:
         await state.requests.load()
         await state.operations.load()
         announce_operations(state.operations, bus)
-        return cls(state, credentials)
+        pip = cls(state, credentials)
+        await pip.resume_departures()
+        return pip
+
+    async def resume_departures(self) -> None:
+        """Take up what agents may still be doing; before serving, so that nobody misses the operations."""
+        for record in self.state.slices:
+            for node in record.parts.nodes.values():
+                if node.departing:
+                    await self.state.operations.start(
+                        "DepartSliceNode",
+                        record.name,
+                        ("consent", *MIGRATION_STEPS),
+                        partial(self._moves.resume_departure, record.name, node),
+                        owner=Identity.parse(record.owner),
+                    )
 
     @property
     def services(self) -> Sequence[Service]:
@@ -142,10 +157,12 @@ class Pip:
         async with self.state.locks[name]:
             record = self.state.slices.get(name)
             for key, there in record.pending.nodes.items():
+                if key not in record.parts.nodes:
+                    continue
+                await self._moves.last_migration(record.parts.nodes[key])
                 agent = self.state.agents[there.node]
-                while not (agent.reachable and agent.known):  # noqa: ASYNC110 - once, at a restart
-                    await asyncio.sleep(0.1)
-                if key in record.parts.nodes and find_arrived(agent, there.guest_uid) is not None:
+                await agent.wait_until(partial(_is_known, agent))
+                if find_arrived(agent, there.guest_uid) is not None:
                     await self._moves.finish_move(name, key)
                     return
             await self._slices.drop_pending(name)
@@ -179,6 +196,10 @@ class Pip:
         self.state.bus.publish(
             f"nodes/{agent.node}", NodeStateChanged(node=node, state=state, guest_count=count)
         )
+
+
+def _is_known(agent: Agent) -> bool:
+    return agent.reachable and agent.known
 
 
 def _note_arrivals(guests: dict[str, str], record: SliceRecord) -> None:

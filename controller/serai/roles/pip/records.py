@@ -81,6 +81,8 @@ class NodePlacement(_Part):
     presence: Presence = Presence.PLANNED
     permit: bytes = b""
     """Consent given to its arrival, to be taken back if it does not come."""
+    departing: bool = False
+    """Its agent has been asked to move it to another provider, and the outcome is not noted yet."""
 
     @property
     def guest_name(self) -> str:

@@ -66,14 +66,14 @@ class InfrastructureServicer(InfrastructureServiceServicer):
     def _operations(self) -> Operations:
         return self._state.operations
 
-    async def GetAdvertisement(self, request: GetAdvertisementRequest, context: Any) -> Advertisement:  # noqa: N802
+    async def GetAdvertisement(self, request: GetAdvertisementRequest, context: Any) -> Advertisement:
         """See the contract."""
         usage, nodes = self._state.usage(), self._state.reachable()
         substrate = free_substrate(self._state.settings, nodes, usage)
         images = (image for node in nodes.values() for image in node.images)
         return advertise(self._state.settings, substrate, usage, images)
 
-    async def AllocateSlice(self, request: AllocateSliceRequest, context: Any) -> Slice:  # noqa: N802
+    async def AllocateSlice(self, request: AllocateSliceRequest, context: Any) -> Slice:
         """See the contract."""
         identity = caller(context)
         for node in request.nodes:
@@ -87,7 +87,7 @@ class InfrastructureServicer(InfrastructureServiceServicer):
         name = await self._state.requests.once(identity, request.request_id, request, act)
         return self._view(self._state.slices.get(name))
 
-    async def ProvisionSlice(self, request: ProvisionSliceRequest, context: Any) -> Operation:  # noqa: N802
+    async def ProvisionSlice(self, request: ProvisionSliceRequest, context: Any) -> Operation:
         """See the contract."""
         self._find(request.name, context)
 
@@ -98,7 +98,7 @@ class InfrastructureServicer(InfrastructureServiceServicer):
             "ProvisionSlice", request.name, PROVISION_STEPS, work, owner=caller(context)
         )
 
-    async def UpdateSlice(self, request: UpdateSliceRequest, context: Any) -> Slice:  # noqa: N802
+    async def UpdateSlice(self, request: UpdateSliceRequest, context: Any) -> Slice:
         """See the contract."""
         identity = caller(context)
         self._find(request.name, context)
@@ -111,17 +111,17 @@ class InfrastructureServicer(InfrastructureServiceServicer):
         await self._state.requests.once(identity, request.request_id, request, act)
         return self._view(self._state.slices.get(request.name))
 
-    async def GetSlice(self, request: GetSliceRequest, context: Any) -> Slice:  # noqa: N802
+    async def GetSlice(self, request: GetSliceRequest, context: Any) -> Slice:
         """See the contract."""
         return self._view(self._find(request.name, context))
 
-    async def ListSlices(self, request: ListSlicesRequest, context: Any) -> ListSlicesResponse:  # noqa: N802
+    async def ListSlices(self, request: ListSlicesRequest, context: Any) -> ListSlicesResponse:
         """See the contract."""
         mine = owned(self._state.slices, caller(context))
         records, token = page(mine, request.page_size, request.page_token, key=lambda record: record.name)
         return ListSlicesResponse(slices=[self._view(record) for record in records], next_page_token=token)
 
-    async def WatchSlices(  # noqa: N802
+    async def WatchSlices(
         self, request: WatchSlicesRequest, context: Any
     ) -> AsyncIterator[WatchSlicesResponse]:
         """See the contract."""
@@ -139,7 +139,7 @@ class InfrastructureServicer(InfrastructureServiceServicer):
                         view.state = Slice.RELEASED
                     yield WatchSlicesResponse(slice=view, synchronized=True)
 
-    async def ReleaseSlice(self, request: ReleaseSliceRequest, context: Any) -> Operation:  # noqa: N802
+    async def ReleaseSlice(self, request: ReleaseSliceRequest, context: Any) -> Operation:
         """See the contract."""
         identity = caller(context)
         record = self._state.slices.find(request.name)
@@ -152,14 +152,14 @@ class InfrastructureServicer(InfrastructureServiceServicer):
 
         return await self._operations.start("ReleaseSlice", request.name, ["release"], work, owner=identity)
 
-    async def StartSliceNode(self, request: SliceNodeRequest, context: Any) -> SliceNode:  # noqa: N802
+    async def StartSliceNode(self, request: SliceNodeRequest, context: Any) -> SliceNode:
         """See the contract."""
         node = self._find_here(request.handle, context)
         stub = self._state.agents[node.node].guest_stub
         await stub.StartGuest(StartGuestRequest(name=node.guest_name))
         return self._view_node(node)
 
-    async def StopSliceNode(self, request: StopSliceNodeRequest, context: Any) -> SliceNode:  # noqa: N802
+    async def StopSliceNode(self, request: StopSliceNodeRequest, context: Any) -> SliceNode:
         """See the contract."""
         node = self._find_here(request.handle, context)
         stub = self._state.agents[node.node].guest_stub
@@ -169,14 +169,14 @@ class InfrastructureServicer(InfrastructureServiceServicer):
         )
         return self._view_node(node)
 
-    async def GetSliceNodeStatistics(self, request: SliceNodeRequest, context: Any) -> GuestStatistics:  # noqa: N802
+    async def GetSliceNodeStatistics(self, request: SliceNodeRequest, context: Any) -> GuestStatistics:
         """See the contract."""
         node = self._find_here(request.handle, context)
         stub = self._state.agents[node.node].guest_stub
         statistics: GuestStatistics = await stub.GetGuestStatistics(GetGuestRequest(name=node.guest_name))
         return statistics
 
-    async def RelocateSliceNode(self, request: RelocateSliceNodeRequest, context: Any) -> Operation:  # noqa: N802
+    async def RelocateSliceNode(self, request: RelocateSliceNodeRequest, context: Any) -> Operation:
         """See the contract."""
         identity = caller(context)
         record, _ = self._find_node(request.handle, context)
@@ -194,7 +194,7 @@ class InfrastructureServicer(InfrastructureServiceServicer):
         name = await self._state.requests.once(identity, request.request_id, request, act)
         return self._operations.records.get(name).operation
 
-    async def DepartSliceNode(self, request: DepartSliceNodeRequest, context: Any) -> Operation:  # noqa: N802
+    async def DepartSliceNode(self, request: DepartSliceNodeRequest, context: Any) -> Operation:
         """See the contract."""
         identity = caller(context)
         record, _ = self._find_node(request.handle, context)
@@ -212,7 +212,7 @@ class InfrastructureServicer(InfrastructureServiceServicer):
         name = await self._state.requests.once(identity, request.request_id, request, act)
         return self._operations.records.get(name).operation
 
-    async def ListNodes(self, request: ListNodesRequest, context: Any) -> ListNodesResponse:  # noqa: N802
+    async def ListNodes(self, request: ListNodesRequest, context: Any) -> ListNodesResponse:
         """See the contract."""
         views = [self._view_agent(name) for name in self._state.agents]
         nodes, token = page(views, request.page_size, request.page_token, key=lambda node: node.name)
@@ -272,7 +272,7 @@ class PipConsoleServicer(ConsoleServiceServicer):
     def __init__(self, state: PipState) -> None:
         self._state = state
 
-    async def OpenConsole(  # noqa: N802
+    async def OpenConsole(
         self, request: AsyncIterator[ConsoleInput], context: Any
     ) -> AsyncIterator[ConsoleOutput]:
         """See the contract."""
@@ -281,7 +281,7 @@ class PipConsoleServicer(ConsoleServiceServicer):
         async for output in relay.console(request, first):
             yield output
 
-    async def CaptureNodeFrames(  # noqa: N802
+    async def CaptureNodeFrames(
         self, request: CaptureFramesRequest, context: Any
     ) -> AsyncIterator[CapturedFrame]:
         """See the contract."""

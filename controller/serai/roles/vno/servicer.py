@@ -53,13 +53,13 @@ class OperatorServicer(OperatorServiceServicer):
     def _operations(self) -> Operations:
         return self._state.operations
 
-    async def ValidateDescription(  # noqa: N802
+    async def ValidateDescription(
         self, request: ValidateDescriptionRequest, context: Any
     ) -> ValidateDescriptionResponse:
         """See the contract."""
         return validate(request.document)
 
-    async def CreateVnet(self, request: CreateVnetRequest, context: Any) -> Operation:  # noqa: N802
+    async def CreateVnet(self, request: CreateVnetRequest, context: Any) -> Operation:
         """See the contract."""
         identity = caller(context)
 
@@ -77,11 +77,11 @@ class OperatorServicer(OperatorServiceServicer):
         name = await self._state.requests.once(identity, request.request_id, request, act)
         return self._operations.records.get(name).operation
 
-    async def GetVnet(self, request: GetVnetRequest, context: Any) -> Vnet:  # noqa: N802
+    async def GetVnet(self, request: GetVnetRequest, context: Any) -> Vnet:
         """See the contract."""
         return self._vnets.view(self._find(request.name, context))
 
-    async def ListVnets(self, request: ListVnetsRequest, context: Any) -> ListVnetsResponse:  # noqa: N802
+    async def ListVnets(self, request: ListVnetsRequest, context: Any) -> ListVnetsResponse:
         """See the contract."""
         mine = owned(self._state.vnets, caller(context))
         records, token = page(mine, request.page_size, request.page_token, key=lambda record: record.name)
@@ -89,9 +89,7 @@ class OperatorServicer(OperatorServiceServicer):
             vnets=[self._vnets.view(record) for record in records], next_page_token=token
         )
 
-    async def WatchVnets(  # noqa: N802
-        self, request: WatchVnetsRequest, context: Any
-    ) -> AsyncIterator[WatchVnetsResponse]:
+    async def WatchVnets(self, request: WatchVnetsRequest, context: Any) -> AsyncIterator[WatchVnetsResponse]:
         """See the contract."""
         identity = caller(context)
         with self._state.vnets.watch() as watcher:
@@ -108,7 +106,7 @@ class OperatorServicer(OperatorServiceServicer):
                         view = self._vnets.view(change.record)
                     yield WatchVnetsResponse(vnet=view, synchronized=True)
 
-    async def DeleteVnet(self, request: DeleteVnetRequest, context: Any) -> Operation:  # noqa: N802
+    async def DeleteVnet(self, request: DeleteVnetRequest, context: Any) -> Operation:
         """See the contract."""
         if not (request.allow_missing and request.name not in self._state.vnets):
             self._find(request.name, context)
@@ -121,19 +119,19 @@ class OperatorServicer(OperatorServiceServicer):
             "DeleteVnet", request.name, ["release"], work, owner=caller(context)
         )
 
-    async def GetVnetNode(self, request: VnetNodeRequest, context: Any) -> VnetNode:  # noqa: N802
+    async def GetVnetNode(self, request: VnetNodeRequest, context: Any) -> VnetNode:
         """See the contract."""
         record, node = self._find_node(request.name, context)
         return self._view_node(record, node)
 
-    async def StartVnetNode(self, request: VnetNodeRequest, context: Any) -> VnetNode:  # noqa: N802
+    async def StartVnetNode(self, request: VnetNodeRequest, context: Any) -> VnetNode:
         """See the contract."""
         record, node = self._find_node(request.name, context)
         handle = await self._vnets.handle(record.name, node)
         await self._state.upstream.provider.StartNetworkNode(NetworkNodeRequest(handle=handle))
         return self._view_node(record, node)
 
-    async def StopVnetNode(self, request: StopVnetNodeRequest, context: Any) -> VnetNode:  # noqa: N802
+    async def StopVnetNode(self, request: StopVnetNodeRequest, context: Any) -> VnetNode:
         """See the contract."""
         record, node = self._find_node(request.name, context)
         handle = await self._vnets.handle(record.name, node)
@@ -143,7 +141,7 @@ class OperatorServicer(OperatorServiceServicer):
         )
         return self._view_node(record, node)
 
-    async def DeleteVnetNode(self, request: VnetNodeRequest, context: Any) -> Operation:  # noqa: N802
+    async def DeleteVnetNode(self, request: VnetNodeRequest, context: Any) -> Operation:
         """See the contract."""
         record, node = self._find_node(request.name, context)
 
@@ -155,7 +153,7 @@ class OperatorServicer(OperatorServiceServicer):
             "DeleteVnetNode", record.name, ["remove"], work, owner=caller(context)
         )
 
-    async def GetVnetNodeStatistics(self, request: VnetNodeRequest, context: Any) -> GuestStatistics:  # noqa: N802
+    async def GetVnetNodeStatistics(self, request: VnetNodeRequest, context: Any) -> GuestStatistics:
         """See the contract."""
         record, node = self._find_node(request.name, context)
         handle = await self._vnets.handle(record.name, node)
@@ -164,7 +162,7 @@ class OperatorServicer(OperatorServiceServicer):
         )
         return statistics
 
-    async def MigrateVnetNode(self, request: MigrateVnetNodeRequest, context: Any) -> Operation:  # noqa: N802
+    async def MigrateVnetNode(self, request: MigrateVnetNodeRequest, context: Any) -> Operation:
         """See the contract."""
         identity = caller(context)
         record, node = self._find_node(request.name, context)
@@ -210,7 +208,7 @@ class VnoConsoleServicer(ConsoleServiceServicer):
         self._state = state
         self._vnets = vnets
 
-    async def OpenConsole(  # noqa: N802
+    async def OpenConsole(
         self, request: AsyncIterator[ConsoleInput], context: Any
     ) -> AsyncIterator[ConsoleOutput]:
         """See the contract."""
@@ -219,7 +217,7 @@ class VnoConsoleServicer(ConsoleServiceServicer):
         async for output in relay.console(request, first):
             yield output
 
-    async def CaptureNodeFrames(  # noqa: N802
+    async def CaptureNodeFrames(
         self, request: CaptureFramesRequest, context: Any
     ) -> AsyncIterator[CapturedFrame]:
         """See the contract."""

@@ -115,16 +115,18 @@ class NetworkMoves:
 
     async def _conclude(self, name: str) -> bool:
         """After a failure: True if the guest has moved all the same, else the move is undone."""
+        node = self._state.networks.get(name).move
         try:
-            if await self._has_arrived(name):
-                return True
-            await self.undo(name)
+            while not await self._try_to_settle(name):  # noqa: ASYNC110 - asks another role
+                await asyncio.sleep(_SETTLE_POLL_S)
         except SeraiError as error:
             log.warning("the move in %s is to be settled later: %s", name, error)
             task = asyncio.create_task(self.settle_after_restart(name))
             self._settling.add(task)
             task.add_done_callback(self._settling.discard)
-        return False
+            return False
+        record = self._state.networks.get(name)
+        return node is not None and record.nodes[node.node].provider == node.destination
 
     async def close(self) -> None:
         """Leave what is not settled to the next process."""
@@ -226,21 +228,27 @@ class NetworkMoves:
         move = record.move
         if move is None:
             return
-        await self._activate(record, move)
-        arrived = await self._get_node(record, move.destination, move.node)
-        old = links_of(record.links, move.node)
+        old = move.old
+        if old is None:
+            old = links_of(record.links, move.node)
+            await self._activate(record, move)
+            await self._settle_down(record, move, old)
+        await self._remove(record, old, {move.source: [move.node]})
+        await self._state.networks.update(name, lambda it: setattr(it, "move", None))
+        await self._networks.release_empty(name)
 
-        def settle_down(changed: NetworkRecord) -> None:
+    async def _settle_down(self, record: NetworkRecord, move: Move, old: dict[str, LinkEntry]) -> None:
+        arrived = await self._get_node(record, move.destination, move.node)
+
+        def change(changed: NetworkRecord) -> None:
             entry = changed.nodes[move.node]
             entry.provider = move.destination
             if arrived is not None:
                 entry.provider_handle = arrived.handle
             changed.links.update(move.links)
-            changed.move = None
+            changed.move = move.model_copy(update={"old": old})
 
-        await self._state.networks.update(name, settle_down)
-        await self._remove(record, old, {move.source: [move.node]})
-        await self._networks.release_empty(name)
+        await self._state.networks.update(record.name, change)
 
     async def undo(self, name: str) -> None:
         """The guest stays at its source: nothing of the move stays anywhere."""
@@ -278,29 +286,36 @@ class NetworkMoves:
         async with self._state.locks[name]:
             while True:
                 try:
-                    record = self._state.networks.get(name)
-                    if record.move is None or await self._try_to_settle(record, record.move):
+                    if await self._try_to_settle(name):
                         return
                 except SeraiError as error:
                     log.info("the move in %s cannot be settled yet: %s", name, error)
                 await asyncio.sleep(_SETTLE_POLL_S)
 
-    async def _try_to_settle(self, record: NetworkRecord, move: Move) -> bool:
-        if await self._has_arrived(record.name):
-            await self.finish(record.name)
+    async def _try_to_settle(self, name: str) -> bool:
+        """Finish or undo, as the guest has decided; False while its source is still at it."""
+        record = self._state.networks.find(name)
+        move = record.move if record is not None else None
+        if record is None or move is None:
+            return True
+        if move.old is not None or await self._has_arrived(name):
+            await self.finish(name)
             return True
         source = choose(self._state.providers, move.source)
         listed = await OperationServiceStub(source.channel).ListOperations(
             ListOperationsRequest(page_size=1000)
         )
         slice_name = record.slices[move.source]
-        if any(not item.done and item.target == slice_name for item in listed.operations):
+        if any(
+            not item.done and item.target == slice_name and item.verb == "DepartSliceNode"
+            for item in listed.operations
+        ):
             return False
         # It may have arrived between the two questions.
-        if await self._has_arrived(record.name):
-            await self.finish(record.name)
+        if await self._has_arrived(name):
+            await self.finish(name)
         else:
-            await self.undo(record.name)
+            await self.undo(name)
         return True
 
     async def _has_arrived(self, name: str) -> bool:

@@ -73,6 +73,8 @@ class Move(_Part):
     """Its links as they will be."""
     new_slice: bool = False
     """The destination had no slice of the network before."""
+    old: dict[str, LinkEntry] | None = None
+    """Set once the node has moved: its links as they were, to be removed."""
 
 
 class NetworkRecord(Record):

@@ -51,7 +51,7 @@ class ProviderServicer(ProviderServiceServicer):
     def _operations(self) -> Operations:
         return self._state.operations
 
-    async def CreateNetwork(self, request: CreateNetworkRequest, context: Any) -> Operation:  # noqa: N802
+    async def CreateNetwork(self, request: CreateNetworkRequest, context: Any) -> Operation:
         """See the contract."""
         identity = caller(context)
 
@@ -69,11 +69,11 @@ class ProviderServicer(ProviderServiceServicer):
         name = await self._state.requests.once(identity, request.request_id, request, act)
         return self._operations.records.get(name).operation
 
-    async def GetNetwork(self, request: GetNetworkRequest, context: Any) -> Network:  # noqa: N802
+    async def GetNetwork(self, request: GetNetworkRequest, context: Any) -> Network:
         """See the contract."""
         return self._view(self._find(request.name, context))
 
-    async def ListNetworks(self, request: ListNetworksRequest, context: Any) -> ListNetworksResponse:  # noqa: N802
+    async def ListNetworks(self, request: ListNetworksRequest, context: Any) -> ListNetworksResponse:
         """See the contract."""
         mine = owned(self._state.networks, caller(context))
         records, token = page(mine, request.page_size, request.page_token, key=lambda record: record.name)
@@ -81,7 +81,7 @@ class ProviderServicer(ProviderServiceServicer):
             networks=[self._view(record) for record in records], next_page_token=token
         )
 
-    async def WatchNetworks(  # noqa: N802
+    async def WatchNetworks(
         self, request: WatchNetworksRequest, context: Any
     ) -> AsyncIterator[WatchNetworksResponse]:
         """See the contract."""
@@ -99,7 +99,7 @@ class ProviderServicer(ProviderServiceServicer):
                         view.state = Network.DELETED
                     yield WatchNetworksResponse(network=view, synchronized=True)
 
-    async def DeleteNetwork(self, request: DeleteNetworkRequest, context: Any) -> Operation:  # noqa: N802
+    async def DeleteNetwork(self, request: DeleteNetworkRequest, context: Any) -> Operation:
         """See the contract."""
         self._find(request.name, context)
 
@@ -111,13 +111,13 @@ class ProviderServicer(ProviderServiceServicer):
             "DeleteNetwork", request.name, ["release"], work, owner=caller(context)
         )
 
-    async def StartNetworkNode(self, request: NetworkNodeRequest, context: Any) -> NetworkNode:  # noqa: N802
+    async def StartNetworkNode(self, request: NetworkNodeRequest, context: Any) -> NetworkNode:
         """See the contract."""
         record, entry, provider = self._find_node(request.handle, context)
         await provider.infrastructure.StartSliceNode(SliceNodeRequest(handle=entry.provider_handle))
         return view_node(record, entry, self._state.providers)
 
-    async def StopNetworkNode(self, request: StopNetworkNodeRequest, context: Any) -> NetworkNode:  # noqa: N802
+    async def StopNetworkNode(self, request: StopNetworkNodeRequest, context: Any) -> NetworkNode:
         """See the contract."""
         record, entry, provider = self._find_node(request.handle, context)
         await provider.infrastructure.StopSliceNode(
@@ -126,7 +126,7 @@ class ProviderServicer(ProviderServiceServicer):
         )
         return view_node(record, entry, self._state.providers)
 
-    async def DeleteNetworkNode(self, request: NetworkNodeRequest, context: Any) -> Operation:  # noqa: N802
+    async def DeleteNetworkNode(self, request: NetworkNodeRequest, context: Any) -> Operation:
         """See the contract."""
         record, entry, _ = self._find_node(request.handle, context)
 
@@ -138,9 +138,7 @@ class ProviderServicer(ProviderServiceServicer):
             "DeleteNetworkNode", record.name, ["remove"], work, owner=caller(context)
         )
 
-    async def GetNetworkNodeStatistics(  # noqa: N802
-        self, request: NetworkNodeRequest, context: Any
-    ) -> GuestStatistics:
+    async def GetNetworkNodeStatistics(self, request: NetworkNodeRequest, context: Any) -> GuestStatistics:
         """See the contract."""
         _, entry, provider = self._find_node(request.handle, context)
         statistics: GuestStatistics = await provider.infrastructure.GetSliceNodeStatistics(
@@ -148,7 +146,7 @@ class ProviderServicer(ProviderServiceServicer):
         )
         return statistics
 
-    async def MigrateNetworkNode(self, request: MigrateNetworkNodeRequest, context: Any) -> Operation:  # noqa: N802
+    async def MigrateNetworkNode(self, request: MigrateNetworkNodeRequest, context: Any) -> Operation:
         """See the contract."""
         identity = caller(context)
         record, _, _ = self._find_node(request.handle, context)
@@ -185,7 +183,7 @@ class VnpConsoleServicer(ConsoleServiceServicer):
     def __init__(self, state: VnpState) -> None:
         self._state = state
 
-    async def OpenConsole(  # noqa: N802
+    async def OpenConsole(
         self, request: AsyncIterator[ConsoleInput], context: Any
     ) -> AsyncIterator[ConsoleOutput]:
         """See the contract."""
@@ -194,7 +192,7 @@ class VnpConsoleServicer(ConsoleServiceServicer):
         async for output in relay.console(request, first):
             yield output
 
-    async def CaptureNodeFrames(  # noqa: N802
+    async def CaptureNodeFrames(
         self, request: CaptureFramesRequest, context: Any
     ) -> AsyncIterator[CapturedFrame]:
         """See the contract."""
