@@ -409,6 +409,7 @@ def _parse_state(data: bytes) -> dict[str, Any]:
             raise SnapshotError("core", f"{name} is not made of 64-bit numbers")
     legal = (
         fields["privilege"] in (0, PRIVILEGE_S, PRIVILEGE_M)
+        and fields["mstatus"] >> 11 & 3 != 2
         and fields["pc"] % 2 == 0
         and fields["satp"] >> 60 in (0, 8)
         and fields["frm"] < 8

@@ -10,6 +10,7 @@ from tests.machine.isa.guests import RAM_BASE, Guest
 
 from serai.machine.core import Core
 from serai.machine.hart import ClockSource, ExitReason
+from serai.machine.isa.assembler import encode
 
 MTVEC, MEPC, MCAUSE, MTVAL, MIE, MIP, MSTATUS = 0x305, 0x341, 0x342, 0x343, 0x304, 0x344, 0x300
 STVEC, SEPC, SCAUSE, STVAL, SIE, SSTATUS, SIP = 0x105, 0x141, 0x142, 0x143, 0x104, 0x100, 0x144
@@ -57,6 +58,17 @@ def test_instruction_across_a_page_boundary() -> None:
     guest.core.run(1000)
     assert guest.core.x[10] == 500
     assert guest.core.pc == start
+
+
+@pytest.mark.parametrize("distance", [-4, -4096, -4098, -6000, -8190, 4094, 8000])
+def test_jump_across_a_page_boundary_to_any_page(distance: int) -> None:
+    guest = Guest("nop")
+    start = RAM_BASE + 0x3FFE
+    guest.put(start, encode("jal", rd=1, imm=distance).to_bytes(4, "little"))
+    guest.put(start + distance, encode("addi", rd=10, imm=7).to_bytes(4, "little"))
+    guest.core.pc = start
+    guest.core.run(2)
+    assert (guest.core.pc, guest.core.x[1], guest.core.x[10]) == (start + distance + 4, start + 4, 7)
 
 
 def handler_guest(body: str, *, firmware_emulated: bool = False) -> Guest:

@@ -311,6 +311,7 @@ def resealed(state: bytes, **changes: object) -> bytes:
         {"unknown": 1},
         {"clock": "real"},
         {"frm": 9},
+        {"mstatus": 2 << 11},
     ],
 )
 def test_restore_refuses_impossible_states_and_changes_nothing(change: dict[str, object]) -> None:

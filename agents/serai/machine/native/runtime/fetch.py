@@ -19,6 +19,7 @@ from serai.machine.native.runtime.memory import FETCH, access_fault, data_mode, 
 from serai.machine.native.runtime.pages import forget_code, mark_code, reset_slots
 
 PAGE_OFFSET = PAGE - 1
+FAR_AWAY = 1 << 40  # no jump distance leads from here into a page: every jump is decoded as a far one
 
 
 def decode_word(word: int, slot: int, offset: int) -> int:
@@ -96,6 +97,6 @@ def decode_straddling(s: State, slot: int, pc: int) -> int:
     if not is_ram(s, s.result):
         return access_fault(s, pc + 2, FETCH)
     word = low | host_load(s.result + s.ram_delta, 2) << 16
-    decode_word(word, s.straddle, 2 * PAGE)
+    decode_word(word, s.straddle, FAR_AWAY)
     host_store(s.straddle + 2 * SLOT, s.cross_handler, 8)
     return OK
