@@ -1,8 +1,9 @@
-"""A guest that does anything at all to its board: the machine goes on or stops for a reason, and never raises."""
+"""A guest that does anything at all to its board: the machine goes on and never raises."""
 
 from __future__ import annotations
 
 import random
+import struct
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from serai.machine.machine import Machine, MachineExit
 
 MEMORY = 1 << 20
 SLOTS = board.FIXED_SLOTS + 2
+RINGS = (0x1000, 0x1200, 0x1400, 0x1600)
 
 
 def interesting(source: random.Random) -> int:
@@ -55,11 +57,22 @@ def anything(source: random.Random) -> Step:
             return Call(extension, source.randrange(8), tuple(interesting(source) for _ in range(5)))
         case 1 | 2 | 3:
             return Load(address(source), width)
-        case 4:
-            place = RAM_BASE + source.randrange(0, MEMORY - 64)
-            return Write(place, source.randbytes(source.randrange(64)))
+        case 4 | 5 | 6:
+            return ring_entry(source)
         case _:
             return Store(address(source), width, interesting(source) & (1 << 8 * width) - 1)
+
+
+def ring_entry(source: random.Random) -> Step:
+    """Something for the rings: a descriptor, an index, or plain noise."""
+    ring = RAM_BASE + source.choice(RINGS)
+    if source.random() < 0.5:
+        length = source.choice([0, 1, 16, 32, 1526, 1 << 31])
+        entry = struct.pack("<QIHH", interesting(source), length, source.randrange(8), source.randrange(10))
+        return Write(ring + 16 * source.randrange(8), entry)
+    if source.random() < 0.8:
+        return Write(ring + 2 * source.randrange(12), struct.pack("<H", source.randrange(10)))
+    return Write(ring + source.randrange(256), source.randbytes(source.randrange(64)))
 
 
 def set_up_queues(source: random.Random) -> list[Step]:
@@ -67,12 +80,12 @@ def set_up_queues(source: random.Random) -> list[Step]:
     steps: list[Step] = []
     for slot in range(SLOTS):
         base = board.slot_address(slot)
-        features = [(0x24, 0), (0x20, source.choice([0, 1 << 28, 1 << 15 | 1 << 29])), (0x24, 1), (0x20, 1)]
+        features = [(0x24, 0), (0x20, source.choice([0, 1 << 28, 1 << 29])), (0x24, 1), (0x20, 1)]
         registers = [(0x70, 3), *features, (0x70, 11)]
         for queue in (0, 1):
             registers += [(0x30, queue), (0x38, 8)]
             for ring in (0x80, 0x90, 0xA0):
-                registers += [(ring, (RAM_BASE & 0xFFFF_FFFF) + 16 * source.randrange(0x100)), (ring + 4, 0)]
+                registers += [(ring, (RAM_BASE & 0xFFFF_FFFF) + source.choice(RINGS)), (ring + 4, 0)]
             registers.append((0x44, 1))
         registers.append((0x70, 15))
         steps += [Store(base + register, 4, value) for register, value in registers]
