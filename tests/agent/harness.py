@@ -18,6 +18,7 @@ from serai.agent.settings import AgentSettings
 from serai.hypervisor.driver import PAGE_SIZE, Driver
 from serai.v1 import guest_pb2
 from serai.v1.guest_pb2_grpc import GuestServiceStub
+from serai.v1.link_pb2_grpc import SegmentServiceStub
 from serai.v1.migration_pb2_grpc import MigrationPeerServiceStub, MigrationServiceStub
 from serai.v1.node_pb2_grpc import NodeServiceStub
 from serai.wire.identity import Identity, Role
@@ -66,7 +67,7 @@ class Site:
 
     @contextlib.asynccontextmanager
     async def process(self, node: str, **changes: Any) -> AsyncIterator[AgentProcess]:
-        """An agent as a process of its own, whose fake guests obey what is typed into their consoles."""
+        """An agent as a process of its own; fake guests obey what is typed into their consoles."""
         environment = changes.pop("environment", {})
         process = await AgentProcess.launch(self.settings(node, **changes), environment)
         try:
@@ -88,6 +89,7 @@ class Client:
         self.channel = channel
         self.guests = GuestServiceStub(channel)
         self.node = NodeServiceStub(channel)
+        self.segments = SegmentServiceStub(channel)
         self.migrations = MigrationServiceStub(channel)
         self.peer = MigrationPeerServiceStub(channel)
 
@@ -150,11 +152,13 @@ class AgentProcess:
         flags = [
             part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))
         ]
+        typed = settings["driver"] == "fake"
+        program = [str(Path(__file__).with_name("typed_agent.py"))] if typed else ["-m", "serai.agent.main"]
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-W",
             "error",
-            str(Path(__file__).with_name("typed_agent.py")),
+            *program,
             *flags,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -1,0 +1,137 @@
+"""Stock Debian moves between two real agents, in the middle of its work and of its traffic, and lives on."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from serai.errors import SeraiError
+from serai.images import ImageStore, build_debian
+from serai.v1 import guest_pb2, link_pb2
+from tests.agent.harness import MEBIBYTE, Site
+from tests.migration.move import Migration, Side, begin, follow, permit, process_side
+
+pytestmark = pytest.mark.guest
+
+Guest = guest_pb2.Guest
+
+
+@dataclass
+class Shell:
+    """A guest's console, typed into by the test."""
+
+    call: Any
+    output: bytes = b""
+
+    @classmethod
+    async def attach(cls, side: Side, guest: Guest) -> Shell:
+        call = side.client.guests.AttachConsole()
+        await call.write(guest_pb2.ConsoleInput(name=guest.name))
+        shell = cls(call)
+        shell.output = (await call.read()).data
+        return shell
+
+    async def type(self, line: str) -> None:
+        await self.call.write(guest_pb2.ConsoleInput(data=line.encode() + b"\n"))
+
+    async def until(self, pattern: bytes, seconds: float = 60) -> re.Match[bytes]:
+        async with asyncio.timeout(seconds):
+            while (found := re.search(pattern, self.output)) is None:
+                self.output += (await self.call.read()).data
+        return found
+
+    async def run(self, line: str, seconds: float = 60) -> str:
+        """Its output, once a mark that only the shell can compute has followed it."""
+        self.output = b""
+        await self.type(f"{line}; echo done-$((6*7))")
+        found = await self.until(rb"\r\n(.*?)done-42\r\n", seconds) if False else None
+        found = await self.until(rb"(?s)\n(.*)done-42\r\n", seconds)
+        return found.group(1).decode().replace("\r", "")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _debian() -> None:
+    try:
+        ImageStore().get("debian")
+    except SeraiError:
+        build_debian()
+
+
+@pytest.fixture
+async def sides(site: Site) -> AsyncIterator[tuple[Side, Side]]:
+    settings: dict[str, Any] = {"driver": "emulated", "memory": 1024 * MEBIBYTE}
+    async with (
+        process_side(site, "alpha/a1", **settings) as one,
+        process_side(site, "beta/b1", **settings) as other,
+    ):
+        yield one, other
+
+
+async def boot(side: Side, guest_id: str, number: int, memory_bytes: int = 128 * MEBIBYTE) -> Guest:
+    startup = f"ip addr add 10.0.0.{number}/24 dev eth0\nip link set eth0 up\n"
+    await side.client.create(
+        guest_id,
+        image="debian",
+        memory_bytes=memory_bytes,
+        interfaces=[guest_pb2.GuestInterface(name="eth0", mac=bytes([2, 0, 0, 0, 0, number]))],
+        files=[guest_pb2.GuestFile(path="/etc/serai/startup", content=startup.encode(), mode=0o755)],
+    )
+    async with asyncio.timeout(60):
+        while not (guest := await side.client.get(guest_id)).ready:
+            await side.client.until(lambda it: it.ready or it.state != Guest.RUNNING, guest_id)
+    return guest
+
+
+async def link(side: Side, name: str, a: link_pb2.AttachmentPoint, b: link_pb2.AttachmentPoint) -> None:
+    segment = link_pb2.Segment(a=a, b=b)
+    await side.client.segments.CreateSegment(
+        link_pb2.CreateSegmentRequest(segment_id=name, segment=segment)
+    )
+
+
+def port(guest: Guest) -> link_pb2.AttachmentPoint:
+    return link_pb2.AttachmentPoint(port=link_pb2.GuestPort(guest_uid=guest.uid, interface="eth0"))
+
+
+def label(side: Side, number: int) -> link_pb2.AttachmentPoint:
+    peer = link_pb2.PeerLabel(node=side.node, control_address=side.address, label=number)
+    return link_pb2.AttachmentPoint(peer=peer)
+
+
+async def move(source: Side, destination: Side, guest: Guest) -> Migration:
+    token = await permit(destination, guest, source.node, guest.name.removeprefix("guests/"))
+    return await follow(source, (await begin(source, destination, guest, token=token)).name)
+
+
+async def test_debian_moves_in_the_middle_of_traffic_and_work(sides: tuple[Side, Side]) -> None:
+    source, destination = sides
+    mover, peer = await asyncio.gather(boot(source, "mover", 1), boot(destination, "peer", 2))
+    await link(source, "out", port(mover), label(destination, 7))
+    await link(destination, "out", port(peer), label(source, 7))
+    shell, other = await Shell.attach(source, mover), await Shell.attach(destination, peer)
+    assert "0% packet loss" in await other.run("ping -c 5 -i 0.1 10.0.0.1")
+    await shell.type("i=0; while :; do i=$((i+1)); echo count-$i; sleep 0.05; done")
+    await shell.until(rb"count-10\r")
+    await other.type("ping -c 100 -i 0.05 10.0.0.1; echo over-$((40+2))")
+    await other.until(rb"seq=5 ")
+    await link(destination, "new", port(mover), port(peer))
+    moved = await move(source, destination, mover)
+    assert moved.state == Migration.SUCCEEDED, moved.failure
+    await destination.client.segments.ActivateSegment(link_pb2.ActivateSegmentRequest(name="segments/new"))
+    assert moved.report.digest_source == moved.report.digest_destination
+    there = await Shell.attach(destination, mover)
+    last = max(int(number) for number in re.findall(rb"count-(\d+)\r", shell.output + there.output))
+    await there.until(b"count-%d\r" % (last + 10))
+    await other.until(rb"over-42")
+    assert b"100 packets transmitted, 100 packets received" in other.output
+    times = [float(value) for value in re.findall(rb"time=([0-9.]+) ms", other.output)]
+    print(f"downtime {moved.report.downtime_ms:.0f} ms of {moved.report.total_ms:.0f} ms, slowest ping {max(times)}")
+    print({name: round(value, 1) for name, value in moved.downtime_parts_ms.items()})
+    for item in moved.rounds:
+        print(item.number, item.pages, item.zero_pages, item.bytes, round(item.seconds, 4), item.dirtied_pages)
+    assert moved.report.downtime_ms < 1000
