@@ -34,7 +34,7 @@ class Shell:
 
     @classmethod
     async def attach(cls, side: Side, guest: Guest) -> Shell:
-        call = side.client.guests.AttachConsole()
+        call: Any = side.client.guests.AttachConsole()
         await call.write(guest_pb2.ConsoleInput(name=guest.name))
         shell = cls(call)
         shell.output = (await call.read()).data
@@ -163,7 +163,7 @@ async def test_a_killed_agent_leaves_no_guest_running(sides: tuple[Side, Side]) 
     assert len(processes) >= 2, "the zygote and the guest"
     await source.process.kill()
     async with asyncio.timeout(10):
-        while alive(processes):
+        while alive(processes):  # noqa: ASYNC110 - other processes set no event
             await asyncio.sleep(0.05)
     assert (await other.client.get("two")).state == Guest.RUNNING
 
