@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.table import Table
 from rich.text import Text
 
 from serai.cli.demo.report import DemoReport
@@ -52,13 +51,11 @@ class Narration:
 
 def print_summary(report: DemoReport) -> None:
     """The short table at the end."""
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column()
-    for name, value in _rows(report):
-        table.add_row(name, Text(value))
+    rows = list(_rows(report))
+    width = max((len(name) for name, _ in rows), default=0)
     stdout.print()
-    stdout.print(table)
+    for name, value in rows:
+        stdout.print(Text.assemble((name.ljust(width + 2), "bold"), value))
     for failure in report.failures:
         stdout.print(Text.assemble(("   ✗ ", "red"), failure))
     verdict = ("all of it held", "bold green") if report.ok else ("not all of it held", "bold red")
