@@ -40,7 +40,10 @@ EXIT_CODES: dict[str, int] = {
 
 def group(text: str) -> typer.Typer:
     """A noun: a group of commands that shows its help when called without one."""
-    return typer.Typer(help=text, no_args_is_help=True)
+    noun = typer.Typer(no_args_is_help=True)
+    # With a callback it stays a group even while it has a single command.
+    noun.callback(help=text)(lambda: None)
+    return noun
 
 
 def asynchronous(

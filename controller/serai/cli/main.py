@@ -4,34 +4,54 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import version
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from serai.cli.app import EXIT_CODES
-from serai.cli.commands import cluster, demo, event, image, node, vm, vnet
 from serai.cli.output import print_error, stderr
 from serai.errors import SeraiError
 
+COMMANDS = ("cluster", "image", "node", "vnet", "vm", "event", "demo")
+
+
+class _LazyGroup(TyperGroup):
+    """Imports the module of a noun when it is the one: the others' would be half of a short command's time."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All nouns, in the order in which people need them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The noun's commands; None for an unknown one."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"serai.cli.commands.{cmd_name}")
+        command = typer.main.get_command(module.app)
+        command.name = cmd_name
+        return command
+
+
 app = typer.Typer(
     name="serai",
+    cls=_LazyGroup,
     help="Virtual networks of real guests across providers, and guests that move while they run.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.add_typer(cluster.app, name="cluster")
-app.add_typer(image.app, name="image")
-app.add_typer(node.app, name="node")
-app.add_typer(vnet.app, name="vnet")
-app.add_typer(vm.app, name="vm")
-app.add_typer(event.app, name="event")
-app.command("demo")(demo.demo)
 
 
 def _show_version(wanted: bool) -> None:
-    if wanted:
+    if not wanted:
+        return
+    try:
         typer.echo(f"serai {version('serai')}")
-        raise typer.Exit
+    except PackageNotFoundError:
+        typer.echo("serai, not installed")
+    raise typer.Exit
 
 
 @app.callback()

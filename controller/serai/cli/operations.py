@@ -92,7 +92,7 @@ class _PlainSteps:
     def __call__(self, operation: Operation) -> None:
         for step in operation.steps:
             key = (step.name, step.state)
-            if step.state in (Step.DONE, Step.FAILED, Step.SKIPPED) and key not in self._said:
+            if step.state in (Step.DONE, Step.FAILED) and key not in self._said:
                 self._said.add(key)
                 stderr.print(
                     f"{Step.State.Name(step.state).lower():8}{step.name}  {describe(step)}", style=None

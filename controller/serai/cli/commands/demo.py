@@ -21,7 +21,10 @@ from serai.cli.local.config import ClusterConfig, load
 from serai.errors import InvalidInputError, SeraiError
 from serai.images import ImageStore
 
+app = typer.Typer()
 
+
+@app.command()
 @asynchronous
 async def demo(
     report: Annotated[
