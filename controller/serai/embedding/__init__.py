@@ -5,7 +5,7 @@
 """
 
 from serai.embedding.checker import check
-from serai.embedding.greedy import embed
+from serai.embedding.joint import embed
 from serai.embedding.model import (
     Infeasible,
     Mapping,

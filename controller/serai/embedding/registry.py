@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from serai.embedding import checker, greedy
+from serai.embedding import checker, greedy, joint
 from serai.embedding.model import Infeasible, Mapping, NotFound, Request, Result, Substrate
 from serai.errors import AlreadyExistsError, CapacityError, InternalError, NotFoundError
 
+DEFAULT = "joint"
+
 
 class EmbeddingAlgorithm(Protocol):
-    """Places a request on what is free of a substrate; see `greedy.embed` for the arguments."""
+    """Places a request on what is free of a substrate; see `joint.embed` for the arguments."""
 
     def __call__(
         self, substrate: Substrate, request: Request, *, revisitation: bool, seed: int, time_limit: float
@@ -22,7 +24,7 @@ class EmbeddingAlgorithm(Protocol):
         ...
 
 
-_algorithms: dict[str, EmbeddingAlgorithm] = {"greedy": greedy.embed}
+_algorithms: dict[str, EmbeddingAlgorithm] = {"greedy": greedy.embed, "joint": joint.embed}
 
 
 def register(name: str, algorithm: EmbeddingAlgorithm) -> None:
@@ -43,7 +45,7 @@ def solve(
     substrate: Substrate,
     request: Request,
     *,
-    algorithm: str = "greedy",
+    algorithm: str = DEFAULT,
     revisitation: bool = True,
     seed: int = 0,
     time_limit: float = 5.0,
