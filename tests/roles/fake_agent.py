@@ -56,6 +56,7 @@ class FakeAgent(
         self.hold: defaultdict[str, asyncio.Event] = defaultdict(_set_event)
         self.reached: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.never_ready = False
+        self.created = 0
         self._wakes: set[asyncio.Event] = set()
         self._moves: dict[str, asyncio.Task[None]] = {}
         self.server: Server | None = None
@@ -153,12 +154,17 @@ class FakeAgent(
     # GuestService
 
     async def CreateGuest(self, request: guest_pb2.CreateGuestRequest, context: Any) -> Guest:
+        # As a real agent: goes on with what it has begun, whether or not its caller still waits.
+        return await asyncio.shield(asyncio.ensure_future(self._create(request)))
+
+    async def _create(self, request: guest_pb2.CreateGuestRequest) -> Guest:
         await self._begin("CreateGuest")
         name = f"guests/{request.guest_id}"
         if name in self.guests:
             raise AlreadyExistsError(f"{name} exists")
         guest = Guest(name=name, uid=uuid.uuid4().hex, spec=request.spec, state=Guest.DEFINED, epoch=1)
         self.guests[name] = guest
+        self.created += 1
         self.changed()
         return guest
 

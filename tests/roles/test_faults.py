@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from functools import partial
 from typing import Any
 
 import pytest
 from tests.roles.bench import SAME_ADDRESSES, TWO_PROVIDERS, Bench, until
+from tests.roles.test_migration import migrate, where
 
 from serai.errors import (
     AlreadyExistsError,
@@ -328,3 +330,54 @@ async def test_a_cancelled_operation_that_is_done(bench: Bench) -> None:
     stub = OperationServiceStub(bench.channel(Role.VNO, "operator"))
     with pytest.raises(StateError):
         await stub.CancelOperation(GetOperationRequest(name=operation.name))
+
+
+async def test_a_guest_created_too_late_is_removed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent answers after the PIP has given up: the guest that then shows up is nobody's."""
+    for agent in bench.agents.values():
+        agent.hold["CreateGuest"].clear()
+    for pip in ("alpha", "beta"):
+        for known in bench.roles()[Role.PIP, pip].state.agents.values():
+            create = known.guest_stub.CreateGuest
+            monkeypatch.setattr(known.guest_stub, "CreateGuest", partial(create, timeout=0.2))
+    with pytest.raises(UnavailableError):
+        await bench.create()
+    for agent in bench.agents.values():
+        agent.hold["CreateGuest"].set()
+    await until(lambda: sum(agent.created for agent in bench.agents.values()) == 3)
+    await until(lambda: not any(agent.guests for agent in bench.agents.values()))
+    assert await bench.residue() == []
+
+
+async def test_links_through_a_restarted_agent_come_back(bench: Bench) -> None:
+    await bench.create()
+    for node in ("client", "router"):
+        if await where(bench, node) != "alpha/a1":
+            await migrate(bench, node, "alpha/a1")
+    agent = bench.agents["alpha/a2"]
+    assert agent.segments and not agent.guests
+    before = {name: segment.SerializeToString() for name, segment in agent.segments.items()}
+    address = agent.address
+    await agent.stop()
+    assert not agent.segments
+    await agent.start(bench.authority, address)
+    await until(lambda: agent.segments.keys() == before.keys())
+    assert {name: segment.SerializeToString() for name, segment in agent.segments.items()} == before
+
+
+async def test_what_happens_is_published(bench: Bench) -> None:
+    bus = bench.roles()[Role.VNO, "operator"].state.bus
+    async with bus.subscribe() as events:
+        await bench.create()
+        seen = []
+        async with asyncio.timeout(5):
+            async for event in events:
+                seen.append(event)
+                if getattr(event.data, "state", "") == "RUNNING" and event.type == "vnet.state":
+                    break
+    states = [event.data.state for event in seen if event.type == "vnet.state"]
+    assert states == ["CREATING", "RUNNING"]
+    done = [
+        event.data.step for event in seen if event.type == "operation.progress" and event.data.state == "DONE"
+    ]
+    assert done[:7] == ["describe", "match", "split", "embed", "allocate", "provision", "configure"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
@@ -35,6 +36,8 @@ MIGRATION_STEPS = ("prepare", "stream", "freeze", "hand-over", "resume", "drain"
 
 _FINAL = (Migration.SUCCEEDED, Migration.FAILED, Migration.CANCELLED)
 _RETRY_S = 0.5
+PATIENCE_SECONDS = 120.0
+"""How long the source of a migration may be away before its outcome is decided without it."""
 _ARRIVED = (Guest.RUNNING, Guest.PAUSED, Guest.STOPPED, Guest.FAILED)
 
 
@@ -293,16 +296,23 @@ class Moves:
             await on_hand_over()
 
 
-async def _watch(agent: Agent, name: str) -> AsyncGenerator[Migration, None]:
-    """The migration after each change until it is final; an undecided one is asked about again."""
+async def _watch(
+    agent: Agent, name: str, patience_s: float = PATIENCE_SECONDS
+) -> AsyncGenerator[Migration, None]:
+    """The migration after each change until it is final; an undecided one is asked about again.
+
+    Raises UnavailableError when its agent, whose durable record decides, does not answer for `patience_s`.
+    """
     latest: Migration | None = None
+    heard = time.monotonic()
     while latest is None or latest.state not in _FINAL:
         try:
             async for latest in agent.migration_stub.WatchMigration(GetMigrationRequest(name=name)):
+                heard = time.monotonic()
                 yield latest
         except UnavailableError:
-            # Its agent is away. Its durable record decides when it is back.
-            pass
+            if time.monotonic() - heard > patience_s:
+                raise
         if latest is None or latest.state not in _FINAL:
             await asyncio.sleep(_RETRY_S)
 

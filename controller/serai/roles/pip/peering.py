@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -35,9 +34,6 @@ log = logging.getLogger(__name__)
 
 PERMIT_SECONDS = 300.0
 """How long consent to an arrival holds: longer than any migration may take."""
-
-RETRY_SECONDS = 2.0
-"""Pause between attempts to give up connections at a peer that did not answer."""
 
 
 class Peering:
@@ -78,17 +74,15 @@ class Peering:
 
         await settle(give_up(end) for link in links for end in border_labels(link))
 
-    async def retry_forever(self) -> None:
-        """Give up what is left, again and again until each peer has heard it."""
-        while True:
-            for leftover in self._state.leftovers:
-                if leftover.kind is LeftoverKind.CONNECTION:
-                    try:
-                        await self._disconnect(leftover.place, int(leftover.item))
-                        await self._state.leftovers.delete(leftover.name)
-                    except SeraiError as error:
-                        log.debug("%s is still left: %s", leftover.name, error)
-            await asyncio.sleep(RETRY_SECONDS)
+    async def settle_leftovers(self) -> None:
+        """Give up the connections whose peers have not heard it yet."""
+        for leftover in self._state.leftovers:
+            if leftover.kind is LeftoverKind.CONNECTION:
+                try:
+                    await self._disconnect(leftover.place, int(leftover.item))
+                    await self._state.leftovers.delete(leftover.name)
+                except SeraiError as error:
+                    log.debug("%s is still left: %s", leftover.name, error)
 
     async def accept_guest(self, provider: str, request: AcceptGuestRequest) -> AcceptGuestResponse:
         """The consent of provider `provider` to a guest of ours."""

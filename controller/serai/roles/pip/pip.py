@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Coroutine, Sequence
 from functools import partial
@@ -17,15 +16,17 @@ from serai.roles.operations import Operations
 from serai.roles.pip.agents import Agent
 from serai.roles.pip.moves import MIGRATION_STEPS, Moves, find_arrived
 from serai.roles.pip.peering import Peering, PeeringServicer
+from serai.roles.pip.realise import restore_segments
 from serai.roles.pip.records import Leftover, PeerConnection, Presence, SliceRecord, SliceState
 from serai.roles.pip.servicer import InfrastructureServicer, PipConsoleServicer
-from serai.roles.pip.slices import Slices
+from serai.roles.pip.slices import Slices, guest_uids
 from serai.roles.pip.state import PipState
 from serai.roles.remote_operations import OperationServicer
 from serai.roles.requests import Requests
 from serai.roles.settings import PipSettings
 from serai.store import Collection, Database
 from serai.v1.console_pb2_grpc import add_ConsoleServiceServicer_to_server
+from serai.v1.guest_pb2 import DeleteGuestRequest
 from serai.v1.infrastructure_pb2_grpc import add_InfrastructureServiceServicer_to_server
 from serai.v1.node_pb2 import Node
 from serai.v1.operation_pb2_grpc import add_OperationServiceServicer_to_server
@@ -37,6 +38,9 @@ from serai.wire.rpc import AccessTable, Service
 from serai.wire.tls import Credentials
 
 log = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 2.0
+"""Pause between attempts to remove what is left at hosts that did not answer."""
 
 
 class Pip:
@@ -124,7 +128,7 @@ class Pip:
         for agent in self.state.agents.values():
             agent.start()
         self._spawn(self._slices.expire_forever())
-        self._spawn(self._peering.retry_forever())
+        self._spawn(self._sweep_forever())
         for record in self.state.slices:
             if record.state in (SliceState.PROVISIONING, SliceState.RELEASING):
                 await self._slices.dismantle(record.name)
@@ -167,12 +171,35 @@ class Pip:
                     return
             await self._slices.drop_pending(name)
 
+    async def _sweep_forever(self) -> None:
+        """Remove what could not be removed before, again and again until it is gone."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            await self._peering.settle_leftovers()
+            for agent in self.state.agents.values():
+                if agent.reachable:
+                    await self.state.remover.settle_with(agent)
+
     async def _agent_arrived(self, agent: Agent) -> None:
-        with contextlib.suppress(SeraiError):
-            await self.state.remover.settle_with(agent)
+        """Before it counts as reachable: what was left there goes, and links that it lost come back."""
+        await self.state.remover.settle_with(agent)
+        for record in self.state.slices:
+            if record.state is not SliceState.RUNNING or self.state.locks[record.name].locked():
+                continue
+            try:
+                links = record.parts.links.values()
+                restored = await restore_segments(agent, links, guest_uids(record.parts))
+            except SeraiError as error:
+                log.warning("links of %s through node %s: %s", record.name, agent.node, error)
+                continue
+            if restored:
+                log.warning("node %s had lost %d segments of %s", agent.node, restored, record.name)
 
     def _agent_changed(self, agent: Agent) -> None:
         self._announce(agent)
+        for name in agent.guests:
+            if self.state.remover.was_removed(name):
+                self._spawn(self._remove_late(agent, name))
         for record in self.state.slices:
             nodes = [node for node in record.parts.nodes.values() if node.node == agent.node]
             arrived = {
@@ -185,6 +212,9 @@ class Pip:
                 self.state.slices.revise(record.name, partial(_note_arrivals, arrived))
             elif nodes:
                 self.state.slices.touch(record.name)
+
+    async def _remove_late(self, agent: Agent, guest_name: str) -> None:
+        await agent.guest_stub.DeleteGuest(DeleteGuestRequest(name=guest_name, allow_missing=True))
 
     def _announce(self, agent: Agent) -> None:
         if self._said.get(agent.node) == agent.reachable:

@@ -7,6 +7,7 @@ it removes all that the plan names, and what is not there is no error.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 
 from serai.errors import NotFoundError, SeraiError, UnavailableError
@@ -24,12 +25,20 @@ from serai.roles.pip.records import (
 from serai.roles.settling import first_failure, settle
 from serai.store import Collection
 from serai.v1.guest_pb2 import CreateGuestRequest, DeleteGuestRequest, StartGuestRequest
-from serai.v1.link_pb2 import ActivateSegmentRequest, CreateSegmentRequest, DeleteSegmentRequest
+from serai.v1.link_pb2 import (
+    ActivateSegmentRequest,
+    CreateSegmentRequest,
+    DeleteSegmentRequest,
+    ListSegmentsRequest,
+)
 from serai.v1.migration_pb2 import RevokeArrivalRequest
 
 log = logging.getLogger(__name__)
 
 Agents = Mapping[str, Agent]
+
+MAX_REMEMBERED = 10_000
+"""Names of removed guests kept in mind."""
 
 
 async def create_guests(agents: Agents, nodes: Iterable[NodePlacement]) -> dict[str, str]:
@@ -63,6 +72,31 @@ async def create_segments(
         await agent.segment_stub.CreateSegment(request)
 
     await settle(create(segment) for link in links for segment in link.segments)
+
+
+async def restore_segments(
+    agent: Agent, links: Iterable[LinkPlacement], guest_uids: Mapping[str, str]
+) -> int:
+    """Make the segments of `links` that `agent` should have and does not; how many that were."""
+    listed: set[str] = set()
+    token = ""
+    while True:
+        page = await agent.segment_stub.ListSegments(ListSegmentsRequest(page_size=1000, page_token=token))
+        listed |= {segment.name for segment in page.segments}
+        token = page.next_page_token
+        if not token:
+            break
+    missing = [
+        plan
+        for link in links
+        for plan in link.segments
+        if plan.node == agent.node and f"segments/{plan.segment_id}" not in listed
+    ]
+    for plan in missing:
+        await agent.segment_stub.CreateSegment(
+            CreateSegmentRequest(segment_id=plan.segment_id, segment=segment_message(plan, guest_uids))
+        )
+    return len(missing)
 
 
 async def activate_segments(agents: Agents, links: Iterable[LinkPlacement]) -> None:
@@ -102,6 +136,7 @@ class Remover:
     def __init__(self, agents: Agents, leftovers: Collection[Leftover]) -> None:
         self._agents = agents
         self._leftovers = leftovers
+        self._removed: OrderedDict[str, None] = OrderedDict()
 
     async def remove(self, parts: Parts) -> None:
         """End and forget the guests and segments of `parts`. Never fails; see `settle_with`."""
@@ -122,13 +157,24 @@ class Remover:
         await settle(self._remove_or_remember(*item) for item in items)
 
     async def settle_with(self, agent: Agent) -> None:
-        """Remove what is left at an agent that has come back. Raises what the agent answers."""
+        """Remove what is left at an agent that has come back."""
         for leftover in self._leftovers:
             if leftover.kind is not LeftoverKind.CONNECTION and leftover.place == agent.node:
-                await self._remove(agent.node, leftover.kind, leftover.item)
-                await self._leftovers.delete(leftover.name)
+                try:
+                    await self._remove(agent.node, leftover.kind, leftover.item)
+                    await self._leftovers.delete(leftover.name)
+                except SeraiError as error:
+                    log.warning("%s is still left: %s", leftover.name, error)
+
+    def was_removed(self, guest_name: str) -> bool:
+        """Whether a guest that shows up is one whose creation was given up: its agent answered too late."""
+        return guest_name in self._removed
 
     async def _remove_or_remember(self, node: str, kind: LeftoverKind, item: str) -> None:
+        if kind is LeftoverKind.GUEST:
+            self._removed[f"guests/{item}"] = None
+            while len(self._removed) > MAX_REMEMBERED:
+                self._removed.popitem(last=False)
         try:
             if node in self._agents:
                 self._agents[node].expect_reachable()

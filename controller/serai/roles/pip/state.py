@@ -39,10 +39,8 @@ class PipState:
     embedding: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held from looking at what is free until it is reserved."""
 
-    @property
-    def remover(self) -> Remover:
-        """Removes parts at the agents."""
-        return Remover(self.agents, self.leftovers)
+    def __post_init__(self) -> None:
+        self.remover = Remover(self.agents, self.leftovers)
 
     def usage(self) -> Usage:
         """All that is reserved."""

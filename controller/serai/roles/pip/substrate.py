@@ -50,11 +50,9 @@ def free_substrate(settings: PipSettings, states: Mapping[str, Node], usage: Usa
                 SubstrateNode(node.name, 0, 0, location=node.location, schedulable=False, transit=False)
             )
             continue
-        # An agent may house guests that are not ours; whichever is more counts as used.
-        vcpus = state.capacity.vcpus - max(usage.vcpus[node.name], state.allocated.vcpus)
-        memory = state.capacity.memory_bytes - max(
-            usage.memory_bytes[node.name], state.allocated.memory_bytes
-        )
+        # What the agent says it has promised lags behind by a heartbeat; our own books are exact.
+        vcpus = state.capacity.vcpus - usage.vcpus[node.name]
+        memory = state.capacity.memory_bytes - usage.memory_bytes[node.name]
         nodes.append(
             SubstrateNode(
                 node.name,
