@@ -154,7 +154,7 @@ class Core:
         return int(self._call[name](self._address, *arguments))
 
     def _forget_translations(self) -> None:
-        self._set_all(tlb_used=15, exec_used=15)
+        self._set("fills", M64)
         self._native("flush_all")
 
     def _get_clock(self) -> int:

@@ -55,6 +55,9 @@ EXEC_SIZE: Final = 1 << EXEC_BITS
 EXEC_MASK: Final = EXEC_SIZE - 1
 EXEC_SET: Final = EXEC_SIZE * 16
 
+TLB_BYTES: Final = DATA_MODES * TLB_SET + 4 * EXEC_SET  # both lie behind each other
+FILL_LOG: Final = 1024  # entries noted for the next flush; beyond that everything is cleared
+
 PAGE: Final = 4096
 PAGE_BITS: Final = 12
 # A decoded page: header {host address of the page, page number}, 2048 slots, two sentinels that cross over.
@@ -147,8 +150,7 @@ _SCALARS = [
     "code_pool_end",
     "flat_low",
     "flat_high",
-    "tlb_used",
-    "exec_used",
+    "fills",
     "trap_cause",
     "trap_value",
     "exit_reason",
@@ -186,6 +188,7 @@ def _layout() -> tuple[dict[str, Place], int]:
     add("timespec", 2)
     offset = (offset + 63) & ~63
     add("straddle", 2 * 8)  # slots of an instruction that crosses a page, and the sentinel behind it
+    add("fill_log", FILL_LOG)
     offset = (offset + 4095) & ~4095
     add("data_tlb", DATA_MODES * TLB_SET // 8)
     add("exec_tlb", 4 * EXEC_SET // 8)

@@ -7,7 +7,7 @@ Privileged ISA chapters 2 (numbers), 3.1 (machine), 12.1 (supervisor); Unprivile
 # ruff: noqa: PLR0912, PLR0917 - the restricted language has no tables, tuples or built-ins
 from serai.machine.native.language import native
 from serai.machine.native.layout import OK, REFRESH, State
-from serai.machine.native.runtime.pages import flush_all, flush_data
+from serai.machine.native.runtime.pages import flush_all
 from serai.machine.native.runtime.pmp import read_pmp, write_pmp
 from serai.machine.native.runtime.traps import (
     STATUS_FS,
@@ -251,7 +251,7 @@ def write_status(s: State, value: int, writable: int) -> int:
     s.mstatus = new
     changed = old ^ new
     if changed & STATUS_MXR:
-        flush_data(s)
+        flush_all(s)
     if changed & (STATUS_MPRV | STATUS_MPP | STATUS_SUM | STATUS_MXR):
         s.recheck = 1
         return REFRESH

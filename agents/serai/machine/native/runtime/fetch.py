@@ -16,7 +16,7 @@ from serai.machine.native.layout import (
     State,
 )
 from serai.machine.native.runtime.memory import FETCH, access_fault, data_mode, is_ram, translate
-from serai.machine.native.runtime.pages import forget_code, mark_code, reset_slots
+from serai.machine.native.runtime.pages import enter, forget_code, mark_code, reset_slots
 
 PAGE_OFFSET = PAGE - 1
 FAR_AWAY = 1 << 40  # no jump distance leads from here into a page: every jump is decoded as a far one
@@ -61,9 +61,7 @@ def locate(s: State) -> int:
         if not is_ram(s, physical):
             return access_fault(s, pc, FETCH)
         base = code_page(s, physical)
-        s.exec_used = s.exec_used | 1 << s.privilege
-        host_store(entry, pc & ~PAGE_OFFSET, 8)
-        host_store(entry + 8, base, 8)
+        enter(s, entry, pc & ~PAGE_OFFSET, base)
     s.ip = host_load(entry + 8, 8) + ((pc & PAGE_OFFSET) << 3)
     s.delta = pc - (s.ip >> 3)
     s.tlb = s.data_tlb + data_mode(s) * TLB_SET

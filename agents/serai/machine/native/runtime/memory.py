@@ -22,7 +22,7 @@ from serai.machine.native.layout import (
     TRAPPED,
     State,
 )
-from serai.machine.native.runtime.pages import page_written
+from serai.machine.native.runtime.pages import enter, page_written
 from serai.machine.native.runtime.pmp import pmp_permits
 
 READ = 0
@@ -173,12 +173,9 @@ def note_large_page(s: State, start: int, below: int) -> int:
 def fill(s: State, address: int, physical: int, kind: int) -> int:
     """Enter a translation in the data TLB; ``kind`` is 0 (read) or TLB_WRITE."""
     mode = data_mode(s)
-    s.tlb_used = s.tlb_used | 1 << mode
     entry = s.data_tlb + mode * TLB_SET + kind + ((address >> PAGE_BITS & TLB_MASK) << 4)
     page = address & ~PAGE_OFFSET
-    host_store(entry, page, 8)
-    host_store(entry + 8, (physical & ~PAGE_OFFSET) + s.ram_delta - page, 8)
-    return 0
+    return enter(s, entry, page, (physical & ~PAGE_OFFSET) + s.ram_delta - page)
 
 
 @native

@@ -11,7 +11,7 @@ from serai.machine.native.layout import (
     DATA_MODES,
     EXEC_MASK,
     EXEC_SET,
-    EXEC_SIZE,
+    FILL_LOG,
     FLAG_CLEAN,
     FLAG_CODE,
     NEVER,
@@ -19,9 +19,9 @@ from serai.machine.native.layout import (
     PAGE_BITS,
     PAGE_SLOTS,
     SLOT,
+    TLB_BYTES,
     TLB_MASK,
     TLB_SET,
-    TLB_SIZE,
     TLB_WRITE,
     State,
 )
@@ -53,56 +53,30 @@ def page_written(s: State, physical: int) -> int:
 
 
 @native
-def drop_tags(start: int, count: int) -> int:
-    """Invalidate ``count`` TLB entries from ``start``."""
-    entry = start
-    end = start + (count << 4)
-    while entry < end:
-        host_store(entry, NEVER, 8)
-        entry += 16
-    return 0
-
-
-@native
-def flush_data(s: State) -> int:
-    """Empty the data TLB."""
-    mode = 0
-    while mode < DATA_MODES:
-        if s.tlb_used >> mode & 1:
-            drop_tags(s.data_tlb + mode * TLB_SET, 2 * TLB_SIZE)
-        mode += 1
-    s.tlb_used = 0
-    return 0
-
-
-@native
-def flush_writes(s: State) -> int:
-    """Empty the write half of the data TLB, so that the next store to each page takes the slow path."""
-    mode = 0
-    while mode < DATA_MODES:
-        if s.tlb_used >> mode & 1:
-            drop_tags(s.data_tlb + mode * TLB_SET + TLB_WRITE, TLB_SIZE)
-        mode += 1
-    return 0
-
-
-@native
-def flush_exec(s: State) -> int:
-    """Empty the exec TLB."""
-    privilege = 0
-    while privilege < 4:
-        if s.exec_used >> privilege & 1:
-            drop_tags(s.exec_tlb + privilege * EXEC_SET, EXEC_SIZE)
-        privilege += 1
-    s.exec_used = 0
+def enter(s: State, entry: int, tag: int, value: int) -> int:
+    """Fill a TLB entry and note it, so that a flush costs what was filled since the last one."""
+    host_store(entry, tag, 8)
+    host_store(entry + 8, value, 8)
+    if s.fills < FILL_LOG:
+        s.fill_log[s.fills] = entry
+    s.fills = s.fills + 1
     return 0
 
 
 @native
 def flush_all(s: State) -> int:
     """Empty data and exec TLB."""
-    flush_data(s)
-    flush_exec(s)
+    if s.fills <= FILL_LOG:
+        index = 0
+        while index < s.fills:
+            host_store(s.fill_log[index], NEVER, 8)
+            index += 1
+    else:
+        entry: int = s.data_tlb
+        while entry < s.data_tlb + TLB_BYTES:
+            host_store(entry, NEVER, 8)
+            entry += 16
+    s.fills = 0
     s.flat_low = NEVER
     s.flat_high = 0
     return 0
@@ -134,17 +108,15 @@ def flush_page(s: State, address: int) -> int:
 
 @native
 def drop_writes_to(s: State, host_page: int) -> int:
-    """Drop the write tags of one host page."""
-    mode = 0
-    while mode < DATA_MODES:
-        if s.tlb_used >> mode & 1:
-            entry = s.data_tlb + mode * TLB_SET + TLB_WRITE
-            end = entry + (TLB_SIZE << 4)
-            while entry < end:
-                if host_load(entry, 8) + host_load(entry + 8, 8) == host_page:
-                    host_store(entry, NEVER, 8)
-                entry += 16
-        mode += 1
+    """Drop the write tags of one host page (and any other tag of data there, which does no harm)."""
+    if s.fills > FILL_LOG:
+        return flush_all(s)
+    index = 0
+    while index < s.fills:
+        entry = s.fill_log[index]
+        if host_load(entry, 8) + host_load(entry + 8, 8) == host_page:
+            host_store(entry, NEVER, 8)
+        index += 1
     return 0
 
 
@@ -170,8 +142,7 @@ def forget_code(s: State) -> int:
             host_store(s.page_flags + index, flags & FLAG_CLEAN, 1)
         index += 1
     s.code_pool_next = s.code_pool
-    s.exec_used = 15
-    return flush_exec(s)
+    return flush_all(s)
 
 
 @native
@@ -186,7 +157,7 @@ def collect_dirty(s: State, bitmap: int) -> int:
             host_store(bitmap + (index >> 3), byte | 1 << (index & 7), 1)
             host_store(s.page_flags + index, flags | FLAG_CLEAN, 1)
         index += 1
-    return flush_writes(s)
+    return flush_all(s)
 
 
 @native
