@@ -25,7 +25,7 @@ M64: Final = (1 << 64) - 1
 NANOSECONDS_PER_TICK: Final = 100
 CODE_POOL_PAGES: Final = 2048  # 67 MB at most, of which a booted Debian touches about 47 MB
 PRIVILEGE_S, PRIVILEGE_M = 1, 3
-SSIP: Final = 1 << 1
+STIP: Final = 1 << 5
 
 
 # Architectural state in a saved core. The order is not part of the format, the names are.
@@ -290,9 +290,9 @@ class Core:
         return self._native("guest_time")
 
     def wait_deadline_ns(self) -> int | None:
-        """Nanoseconds until the supervisor timer fires; None if it never does."""
+        """Nanoseconds until the supervisor timer wakes the hart; None if it never does (or is masked)."""
         deadline = self._get("stimecmp")
-        if deadline == M64:
+        if deadline == M64 or not self._get("mie") & STIP:
             return None
         return max(0, deadline - self.time) * NANOSECONDS_PER_TICK
 

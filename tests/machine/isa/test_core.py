@@ -223,6 +223,9 @@ def test_the_timer_can_be_disarmed_and_never_fires() -> None:
     guest = Guest("wfi", firmware_emulated=True)
     guest.core.set_timer(0)
     assert guest.core.csr(SIP) & 32
+    assert guest.core.wait_deadline_ns() is None  # masked: it would not wake the hart
+    guest.core.set_csr(SIE, 32)
+    assert guest.core.wait_deadline_ns() == 0
     guest.core.set_timer((1 << 64) - 1)
     assert not guest.core.csr(SIP) & 32
     assert guest.core.wait_deadline_ns() is None
