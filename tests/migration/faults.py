@@ -80,6 +80,7 @@ class Cable:
         self.damage_after: int | None = None
         """Bytes towards the target after which one is flipped."""
         self.cut_after: int | None = None
+        self.stall_after: int | None = None
         self.address = ""
         self.carried = 0
 
@@ -140,6 +141,8 @@ class Cable:
                     self.cut_after = None
                     self.cut()
                     return
+                if self.stall_after is not None and self.carried > self.stall_after:
+                    await asyncio.Event().wait()
             writer.write(data)
             await writer.drain()
         writer.transport.abort()

@@ -11,6 +11,7 @@ from tests.migration.move import Migration, Side, begin, eventually, follow, mov
 
 from serai.errors import CapacityError, HypervisorError, MigrationError
 from serai.hypervisor.driver import GuestState
+from serai.migration import outgoing
 from serai.v1 import guest_pb2, migration_pb2
 
 Guest = guest_pb2.Guest
@@ -74,6 +75,38 @@ async def test_the_data_link_is_cut(source: Side, destination: Side) -> None:
         await expect_at_home(source, destination, guest, 0)
         cable.mend()
         await expect_next_attempt(source, destination, guest)
+
+
+async def test_the_data_link_stalls_while_the_guest_stands_still(
+    site: Site, destination: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outgoing, "FREEZE_TIMEOUT_S", 0.5)
+    driver = GatedDriver("pause")
+    async with (
+        side(site, "alpha/a1", driver) as source,
+        Cable(destination.here.data_address) as cable,
+    ):
+        guest = await start_guest(source)
+        destination.here.arrivals.data_address = cable.address
+        begun = await begin(source, destination, guest)
+        await driver.gates["pause"].reached.wait()
+        cable.stall_after = 0
+        driver.gates.pop("pause").open()
+        failed = await follow(source, begun.name)
+        assert failed.state == Migration.FAILED
+        assert [item.name for item in failed.steps if item.state == 4] == ["freeze"]
+        await expect_at_home(source, destination, guest, 0)
+
+
+async def test_deleting_an_arriving_guest_ends_the_migration(source: Side, destination: Side) -> None:
+    guest = await start_guest(source)
+    source.guest.run(2000)
+    begun = await begin(source, destination, guest, bandwidth_bps=8_000_000)
+    await follow(source, begun.name, lambda migration: migration.steps[1].progress > 0)
+    await destination.client.guests.DeleteGuest(guest_pb2.DeleteGuestRequest(name=guest.name))
+    failed = await follow(source, begun.name)
+    assert failed.state == Migration.FAILED and "deleted at the destination" in failed.failure.message
+    await expect_at_home(source, destination, guest, 2000)
 
 
 async def test_a_damaged_record_is_noticed_and_the_destination_says_so(

@@ -200,7 +200,15 @@ class Arrivals:
                 f"epoch {request.epoch} of guest {request.guest_uid} is over: {known} is recorded here",
                 reason="EPOCH_OVER",
             )
+        if request.migration in self._arrivals:
+            raise AlreadyExistsError(f"{request.migration} has been prepared", hint="name it anew")
         return permit
+
+    async def end_for(self, hosted: Hosted) -> None:
+        """The guest is about to be deleted: forget its arrival; ConflictError once it is committed."""
+        for arrival in list(self._arrivals.values()):
+            if arrival.guest_uid == hosted.uid and not arrival.over:
+                await arrival.abort("deleted at the destination")
 
     def get(self, migration: str, source_node: str) -> Arrival:
         """The arrival, if it comes from this node; NotFoundError."""

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 
-from serai.agent.inventory import Hosted
+from serai.agent.inventory import Hosted, Presence
 from serai.errors import SeraiError, StateError
 from serai.v1 import guest_pb2
 
@@ -71,6 +71,12 @@ class Consoles:
     ) -> AsyncIterator[guest_pb2.ConsoleOutput]:
         """Serve one attacher, who has `typed` already, until its input ends or the guest is gone."""
         machine = hosted.machine
+        if hosted.presence is Presence.INCOMING:
+            raise StateError(
+                f"{hosted.name} is arriving and has no console yet",
+                hint="wait until it is here",
+                reason="ARRIVING",
+            )
         if machine is None:
             raise StateError(
                 f"{hosted.name} has no console: {hosted.facts.status_message or 'it does not run'}",

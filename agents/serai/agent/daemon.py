@@ -19,7 +19,7 @@ from serai.agent.consoles import Consoles
 from serai.agent.departures import Departures
 from serai.agent.guest_service import GuestService
 from serai.agent.guests import Guests
-from serai.agent.inventory import Inventory
+from serai.agent.inventory import Hosted, Inventory
 from serai.agent.migration_service import ChannelService, MigrationPeerService, MigrationService
 from serai.agent.node_service import NodeService
 from serai.agent.peers import Peers
@@ -178,7 +178,7 @@ class Agent:
             self.inventory,
             self.consoles,
             self.departures.delete_departed,
-            self.departures.end_for,
+            self._end_migrations,
         )
         segments = SegmentService(self.data_plane, self.peers, self.inventory)
         migrations = MigrationService(self.departures, self.arrivals)
@@ -190,6 +190,10 @@ class Agent:
             (add_MigrationPeerServiceServicer_to_server, MigrationPeerService(self.arrivals)),
             (add_ChannelServiceServicer_to_server, self._channels),
         ]
+
+    async def _end_migrations(self, hosted: Hosted) -> None:
+        await self.departures.end_for(hosted)
+        await self.arrivals.end_for(hosted)
 
     def _scoped(self, servicer: object) -> ProviderScope:
         return ProviderScope(servicer, self.settings.provider)

@@ -41,6 +41,8 @@ KEPT = 200
 """Finished migrations that can still be looked at."""
 
 _SETTLE_PAUSE_S = 1.0
+_FINISH_S = 5.0
+"""How long an agent that stops waits for a guest that it has handed over."""
 
 
 class Departures:
@@ -206,11 +208,13 @@ class Departures:
         await self.get(name).wait_finished()
 
     async def close(self) -> None:
-        """Cancel what can be: those guests are then stopped with the others."""
+        """Cancel what can be: those guests are then stopped with the others. Let the others finish."""
         for name, outgoing in list(self._running.items()):
             with contextlib.suppress(MigrationError):
                 outgoing.cancel(CancelledByUserError("the source agent is stopping"))
-                await self.get(name).wait_finished()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FINISH_S):
+                    await self.get(name).wait_finished()
         for name in list(self._departed):
             self.delete_departed(name)
 

@@ -24,13 +24,13 @@ class GuestService(GuestServiceServicer):
         inventory: Inventory,
         consoles: Consoles,
         delete_departed: Callable[[str], bool],
-        end_migration: Callable[[Hosted], Awaitable[None]],
+        end_migrations: Callable[[Hosted], Awaitable[None]],
     ) -> None:
         self._guests = guests
         self._inventory = inventory
         self._consoles = consoles
         self._delete_departed = delete_departed
-        self._end_migration = end_migration
+        self._end_migrations = end_migrations
 
     async def CreateGuest(self, request: guest_pb2.CreateGuestRequest, context: Any) -> guest_pb2.Guest:
         """Define, and perhaps start."""
@@ -63,8 +63,9 @@ class GuestService(GuestServiceServicer):
             if not departed and not request.allow_missing:
                 raise
             return guest_pb2.DeleteGuestResponse()
-        await self._end_migration(hosted)
-        await self._guests.delete(hosted)
+        await self._end_migrations(hosted)
+        if self._inventory.find(hosted.uid) is hosted:
+            await self._guests.delete(hosted)
         return guest_pb2.DeleteGuestResponse()
 
     async def GetGuest(self, request: guest_pb2.GetGuestRequest, context: Any) -> guest_pb2.Guest:

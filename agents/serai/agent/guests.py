@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import uuid
@@ -15,7 +16,7 @@ from serai.agent.inventory import Hosted, Inventory, Presence
 from serai.agent.records import Holding, Records
 from serai.agent.spec import ImageSource, build_config, check_guest_id, check_spec, demand_of, guest_name
 from serai.agent.tasks import TaskSet
-from serai.errors import InvalidInputError, SeraiError, StateError
+from serai.errors import CapacityError, InvalidInputError, SeraiError, StateError
 from serai.hypervisor.driver import Driver, GuestState
 from serai.hypervisor.driver import Guest as Machine
 from serai.network.dataplane import DataPlane
@@ -70,7 +71,9 @@ class Guests:
                 facts.state, facts.status_message, facts.ready = guest_pb2.Guest.FAILED, _AGENT_ENDED, False
             elif facts.state == guest_pb2.Guest.DEFINED:
                 facts.state = guest_pb2.Guest.STOPPED
-            self._capacity.reserve(facts.uid, demand_of(facts.spec))
+            with contextlib.suppress(CapacityError):
+                # None is left when the settings have shrunk; such a guest is listed and does not start.
+                self._capacity.reserve(facts.uid, demand_of(facts.spec))
             self._inventory.add(Hosted(facts, None))
             if record.request_id:
                 self._requests[record.request_id] = facts.uid
@@ -158,6 +161,7 @@ class Guests:
     async def _rebuild(self, hosted: Hosted) -> Machine:
         """A fresh machine for a guest whose last one has ended."""
         config = build_config(hosted.uid, hosted.facts.spec, self._images)
+        self._capacity.reserve(hosted.uid, demand_of(hosted.facts.spec))
         if hosted.machine is not None:
             hosted.unsubscribe()
             await hosted.machine.close()

@@ -14,6 +14,8 @@ from serai.agent.spec import ImageSource
 from serai.v1 import node_pb2
 from serai.v1.node_pb2_grpc import NodeServiceServicer
 
+_IMAGES_SECONDS = 5.0
+
 
 class NodeService(NodeServiceServicer):
     """The node; `control_address` and `data_address` are set once they are bound."""
@@ -38,6 +40,8 @@ class NodeService(NodeServiceServicer):
         self._heartbeat_s = heartbeat_s
         self._started = now()
         self._stopping = asyncio.Event()
+        self._names: list[str] = []
+        self._names_due = 0.0
         self._version = importlib.metadata.version("serai") if _installed() else "0+checkout"
 
     def stop(self) -> None:
@@ -57,9 +61,17 @@ class NodeService(NodeServiceServicer):
             data_address=self.data_address,
             version=self._version,
             start_time=self._started,
-            images=[image.name for image in await asyncio.to_thread(self._images.list)],
+            images=await self._image_names(),
             guest_count=len(self._inventory),
         )
+
+    async def _image_names(self) -> list[str]:
+        """Read from the disk, and not with every heartbeat."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._names_due:
+            self._names_due = loop.time() + _IMAGES_SECONDS
+            self._names = [image.name for image in await asyncio.to_thread(self._images.list)]
+        return self._names
 
     async def GetNode(self, request: node_pb2.GetNodeRequest, context: Any) -> node_pb2.Node:
         """Once."""

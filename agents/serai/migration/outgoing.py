@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREPARE_TIMEOUT_S = 60.0
-VERIFY_TIMEOUT_S = 60.0
+FREEZE_TIMEOUT_S = 10.0
+"""The guest does not stand still for longer for the last pages, nor for the destination's verification."""
+
 COMMIT_TIMEOUT_S = 5.0
 _STREAM_REASONS = frozenset({"STREAM_LOST", "STREAM_TRUNCATED", "STREAM_INVALID"})
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
@@ -264,7 +266,9 @@ class Outgoing:
             self._state = await self._machine.save_state()
             saved = time.monotonic()
         finally:
-            await asyncio.wait({sending})
+            done, _ = await asyncio.wait({sending}, timeout=FREEZE_TIMEOUT_S)
+            if not done and self._stream is not None:
+                self._stream.shutdown()
         sent = await sending
         self._progress.add_round(
             Round(action.number, sent.pages, sent.zero_pages, sent.bytes, sent.seconds, 0), sender.bytes_sent
@@ -301,7 +305,7 @@ class Outgoing:
                     exits=counters.exits,
                 ),
             ),
-            timeout=VERIFY_TIMEOUT_S,
+            timeout=FREEZE_TIMEOUT_S,
         )
         self._progress.add_downtime_part("verify", time.monotonic() - started)
         self._progress.resource.report.digest_destination = answer.digest.hex()
