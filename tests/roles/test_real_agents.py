@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from tests.roles.bench import NODES, Bench, until
+from tests.roles.images import AnyImage
 
 from serai.agent.daemon import Agent
 from serai.agent.settings import AgentSettings
@@ -17,27 +17,6 @@ from serai.v1.operation_pb2 import Step
 from serai.v1.operator_pb2 import GetVnetRequest, MigrateVnetNodeRequest, Vnet
 from serai.wire.identity import Identity, Role
 from serai.wire.tls import CertificateAuthority
-
-
-@dataclass
-class Image:
-    kernel: Path
-    initramfs: Path
-    name: str = "debian"
-    command_line: str = ""
-
-
-class Images:
-    def __init__(self, directory: Path) -> None:
-        self._image = Image(directory / "kernel", directory / "initramfs")
-        for path in (self._image.kernel, self._image.initramfs):
-            path.write_bytes(b"x")
-
-    def get(self, name: str) -> Image:
-        return self._image
-
-    def list(self) -> list[Image]:
-        return [self._image]
 
 
 class RealAgent:
@@ -56,7 +35,7 @@ class RealAgent:
             stop_grace_s=0.1,
         )
         self.driver = FakeDriver()
-        self.agent = Agent(settings, driver=self.driver, images=Images(directory))
+        self.agent = Agent(settings, driver=self.driver, images=AnyImage(directory))
 
     @property
     def address(self) -> str:
