@@ -187,7 +187,7 @@ class Arrivals:
             raise _mismatch("stream version", request.stream_version, STREAM_VERSION)
         if request.snapshot_version != self._snapshot_version:
             raise _mismatch("snapshot version", request.snapshot_version, self._snapshot_version)
-        if request.spec != permit.spec:
+        if _shape(request.spec) != _shape(permit.spec):
             raise StateError(
                 "the guest is not of the shape that was permitted",
                 hint="ask for a permit with the guest's present spec",
@@ -353,6 +353,12 @@ def _facts(request: migration_pb2.PrepareArrivalRequest, permit: Permit) -> gues
             getattr(facts, moment).CopyFrom(getattr(request, moment))
     facts.ready = request.HasField("ready_time")
     return facts
+
+
+def _shape(spec: guest_pb2.GuestSpec) -> tuple[object, ...]:
+    """What the machine is built from; image, arguments and files are in its RAM by now."""
+    interfaces = tuple((item.name, item.mac) for item in spec.interfaces)
+    return spec.vcpus, spec.memory_bytes, interfaces, spec.clock == guest_pb2.GuestSpec.VIRTUAL
 
 
 def _mismatch(what: str, theirs: int, ours: int) -> StateError:
