@@ -19,7 +19,7 @@ COMMANDS = ("cluster", "image", "node", "vnet", "vm", "event", "demo")
 
 
 class _LazyGroup(TyperGroup):
-    """Imports the module of a noun when it is the one: the others' would be half of a short command's time."""
+    """Imports the module of a noun when it is the one: the others would be half of the time."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All nouns, in the order in which people need them."""
