@@ -104,6 +104,8 @@ async def test_a_node_is_killed_and_comes_back(processes: Bench) -> None:
     async with asyncio.timeout(10):
         while (vnet := await get_vnet(processes)).state != Vnet.DEGRADED:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+    states = {node.name.rpartition("/")[2]: node.state for node in vnet.nodes}
+    assert states == {"client": Guest.RUNNING, "router": Guest.RUNNING, "server": Guest.UNKNOWN}
     reasons = {node.name.rpartition("/")[2]: node.status_message for node in vnet.nodes}
     assert reasons == {"client": "", "router": "", "server": "its node is unreachable"}
     await processes.delete("vnets/demo")

@@ -56,7 +56,7 @@ def view_node(node: NodePlacement, agents: Mapping[str, Agent], *, disclose: boo
     elif node.presence is Presence.HERE and agent is not None and agent.known and agent.reachable:
         view.state, view.status_message = Guest.FAILED, "its guest is not on its node any more"
     if node.presence is Presence.HERE and (agent is None or not agent.reachable):
-        view.status_message = "its node is unreachable"
+        view.state, view.ready, view.status_message = Guest.UNKNOWN, False, "its node is unreachable"
     return view
 
 
@@ -72,7 +72,7 @@ def _copy_guest(view: SliceNode, guest: Guest) -> None:
 
 
 def _is_broken(node: SliceNode) -> bool:
-    return node.state == Guest.FAILED or node.status_message == "its node is unreachable"
+    return node.state in (Guest.FAILED, Guest.UNKNOWN)
 
 
 def _view_link(placement: LinkPlacement) -> SliceLink:
