@@ -108,3 +108,9 @@ def test_a_full_disk_is_said_and_changes_nothing(tmp_path: Path, monkeypatch: py
     assert sqlite3.connect(tmp_path / "records.sqlite").execute("SELECT count(*) FROM guest").fetchone() == (
         2,
     )
+
+
+def test_every_setting_is_in_the_manual() -> None:
+    manual = (Path(__file__).resolve().parents[2] / "docs" / "agent.md").read_text()
+    listed = [line.split("`")[1] for line in manual.splitlines() if line.startswith("| `")]
+    assert listed == list(AgentSettings.model_fields)
