@@ -232,7 +232,7 @@ class Bench:
         for name in ("alpha", "beta"):
             slices = await self.pip(name).ListSlices(ListSlicesRequest())
             left += [f"{name}: {item.name}" for item in slices.slices]
-            if self._process is not None:
+            if not hasattr(self, "controller"):
                 continue
             state = self.roles()[Role.PIP, name].state
             left += [f"{name}: connection {item.name}" for item in state.connections]

@@ -115,6 +115,7 @@ async def test_a_write_that_fails_is_told_and_made_up_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database, flock = await open_flock(tmp_path / "a.sqlite")
+    await flock.create(Sheep(name="shaun"))
     write = database._write
 
     async def full(batch: object) -> None:
@@ -123,11 +124,14 @@ async def test_a_write_that_fails_is_told_and_made_up_for(
     monkeypatch.setattr(database, "_write", full)
     with pytest.raises(UnavailableError, match="no space left"):
         await flock.create(Sheep(name="dolly"))
+    assert "dolly" not in flock
+    with pytest.raises(UnavailableError, match="no space left"):
+        await flock.update("shaun", partial(set_legs, 3))
     monkeypatch.setattr(database, "_write", write)
-    await flock.create(Sheep(name="shaun"))
+    await flock.create(Sheep(name="timmy"))
     await database.close()
     database, flock = await open_flock(tmp_path / "a.sqlite")
-    assert {sheep.name for sheep in flock} == {"dolly", "shaun"}
+    assert {sheep.name: sheep.legs for sheep in flock} == {"shaun": 3, "timmy": 4}
     await database.close()
 
 

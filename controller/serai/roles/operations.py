@@ -10,7 +10,7 @@ from typing import Annotated
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from serai.errors import CancelledByUserError, InternalError, SeraiError, StateError
+from serai.errors import CancelledByUserError, InternalError, SeraiError, StateError, UnavailableError
 from serai.roles.failures import error_to_failure
 from serai.roles.names import unique_label
 from serai.store import Collection, Database, Record, Stored
@@ -196,7 +196,10 @@ class Operations:
                 elif step.state == Step.PENDING:
                     step.state = Step.SKIPPED
 
-        await self.records.update(name, change)
+        try:
+            await self.records.update(name, change)
+        except UnavailableError as failure:
+            log.error("the outcome of %s is not durable yet: %s", name, failure)
 
     async def _forget_old(self) -> None:
         finished = [record for record in self.records if record.operation.done]

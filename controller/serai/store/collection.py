@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from serai.errors import AlreadyExistsError, IntegrityError, NotFoundError
+from serai.errors import AlreadyExistsError, IntegrityError, NotFoundError, UnavailableError
 from serai.store.database import Database
 
 
@@ -106,7 +106,10 @@ class Collection(Generic[R]):
         return record
 
     async def create(self, record: R) -> R:
-        """Add `record`; AlreadyExistsError when the name is taken. Returns when it is durable."""
+        """Add `record`; AlreadyExistsError when the name is taken. Returns when it is durable.
+
+        UnavailableError when it cannot be written: it is then not there.
+        """
         if record.name in self._records:
             raise AlreadyExistsError(
                 f"{self._noun} {record.name!r} exists already",
@@ -114,11 +117,20 @@ class Collection(Generic[R]):
                 resource=record.name,
             )
         self._set(record)
-        await self._database.written()
+        try:
+            await self._database.written()
+        except UnavailableError:
+            # Its caller is told that it does not exist, so it must not.
+            self._forget(record)
+            raise
         return record
 
     async def update(self, name: str, change: Callable[[R], None]) -> R:
-        """Apply `change` to a copy and replace the record by it. Returns when it is durable."""
+        """Apply `change` to a copy and replace the record by it. Returns when it is durable.
+
+        UnavailableError when it cannot be written yet: it holds all the same, and is written with the next
+        change.
+        """
         record = self.revise(name, change)
         await self._database.written()
         return record
@@ -138,11 +150,10 @@ class Collection(Generic[R]):
 
     async def delete(self, name: str) -> None:
         """Remove it; no error when it does not exist."""
-        record = self._records.pop(name, None)
+        record = self._records.get(name)
         if record is None:
             return
-        self._database.put(self._collection, name, None)
-        self._notify(Change(record, deleted=True))
+        self._forget(record)
         await self._database.written()
 
     def listen(self, listener: Callable[[Change[R]], None]) -> None:
@@ -163,6 +174,11 @@ class Collection(Generic[R]):
         self._records[record.name] = record
         self._database.put(self._collection, record.name, record.model_dump_json())
         self._notify(Change(record))
+
+    def _forget(self, record: R) -> None:
+        self._records.pop(record.name, None)
+        self._database.put(self._collection, record.name, None)
+        self._notify(Change(record, deleted=True))
 
     def _notify(self, change: Change[R]) -> None:
         for listener in self._listeners:

@@ -111,7 +111,11 @@ class NetworkMoves:
             if not await asyncio.shield(self._conclude(name)):
                 raise
         async with progress.step("clean up"):
-            await asyncio.shield(self.finish(name))
+            try:
+                await self._settle(name)
+            except asyncio.CancelledError:
+                self._settle_later(name)
+                raise
 
     async def _conclude(self, name: str) -> bool:
         """After a failure: True if the guest has moved all the same, else the move is undone."""
@@ -121,12 +125,15 @@ class NetworkMoves:
                 await asyncio.sleep(_SETTLE_POLL_S)
         except SeraiError as error:
             log.warning("the move in %s is to be settled later: %s", name, error)
-            task = asyncio.create_task(self.settle_after_restart(name))
-            self._settling.add(task)
-            task.add_done_callback(self._settling.discard)
+            self._settle_later(name)
             return False
         record = self._state.networks.get(name)
         return node is not None and record.nodes[node.node].provider == node.destination
+
+    def _settle_later(self, name: str) -> None:
+        task = asyncio.create_task(self.settle_after_restart(name))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
 
     async def close(self) -> None:
         """Leave what is not settled to the next process."""
@@ -284,13 +291,17 @@ class NetworkMoves:
     async def settle_after_restart(self, name: str) -> None:
         """A move that the last process left: the guest decides where it is, then it is finished or undone."""
         async with self._state.locks[name]:
-            while True:
-                try:
-                    if await self._try_to_settle(name):
-                        return
-                except SeraiError as error:
-                    log.info("the move in %s cannot be settled yet: %s", name, error)
-                await asyncio.sleep(_SETTLE_POLL_S)
+            await self._settle(name)
+
+    async def _settle(self, name: str) -> None:
+        """Try until it is settled: whoever does not answer now is asked again."""
+        while True:
+            try:
+                if await self._try_to_settle(name):
+                    return
+            except SeraiError as error:
+                log.info("the move in %s cannot be settled yet: %s", name, error)
+            await asyncio.sleep(_SETTLE_POLL_S)
 
     async def _try_to_settle(self, name: str) -> bool:
         """Finish or undo, as the guest has decided; False while its source is still at it."""

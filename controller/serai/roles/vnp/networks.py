@@ -147,6 +147,12 @@ class Networks:
                     f"node {node.id!r} asks for provider {wanted!r}, which is not known here",
                     hint=f"known: {', '.join(sorted(self._state.providers))}",
                 )
+            if wanted and not self._state.providers[wanted].reachable:
+                raise UnavailableError(
+                    f"node {node.id!r} asks for provider {wanted!r}, which cannot be reached",
+                    hint="is it running?",
+                    reason="PROVIDER_UNREACHABLE",
+                )
         return advertisements
 
     async def _split(
