@@ -145,6 +145,13 @@ async def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     await database.close()
 
 
+async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    file = tmp_path / "a.sqlite"
+    file.write_bytes(b"no database at all" * 1000)
+    with pytest.raises(UnavailableError, match=r"a\.sqlite.*not a database"):
+        await Database.open(sqlite_url(file))
+
+
 async def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="nowhere"):
         await Database.open(sqlite_url(tmp_path / "nowhere" / "a.sqlite"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -53,12 +54,13 @@ class Database:
     async def open(cls, url: str) -> Self:
         """Connect and make the table. UnavailableError names the URL and the cause."""
         engine = create_async_engine(url)
-        if engine.dialect.name == "sqlite":
-            event.listen(engine.sync_engine, "connect", _configure_sqlite)
         try:
+            if engine.dialect.name == "sqlite":
+                event.listen(engine.sync_engine, "connect", _configure_sqlite)
+                await asyncio.to_thread(_probe_sqlite, engine.url.database or ":memory:")
             async with engine.begin() as connection:
                 await connection.run_sync(_metadata.create_all)
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
             await engine.dispose()
             raise _unavailable("open", engine, error) from error
         return cls(engine)
@@ -140,6 +142,15 @@ class Database:
 
 def _chunks(items: list[_Key], size: int) -> Sequence[list[_Key]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _probe_sqlite(path: str) -> None:
+    """Raise sqlite3.Error if the file cannot be used: the asynchronous driver leaves a thread behind then."""
+    connection = sqlite3.connect(path)
+    try:
+        connection.execute("PRAGMA schema_version").fetchone()
+    finally:
+        connection.close()
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
