@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serai.machine.board import RAM_BASE
-from serai.machine.hart import CSR_MIE, CSR_MIP, ClockSource, ExitReason
+from serai.machine.hart import CSR_MIE, CSR_MIP, ClockSource, Counters, ExitReason
 from serai.machine.memory import PAGE_SIZE
 
 
@@ -133,6 +133,13 @@ class ScriptedHart:
             case Wait():
                 self._waiting = True
         return None
+
+    @property
+    def counters(self) -> Counters:
+        return Counters()
+
+    def host_cycles(self) -> int:
+        return 0
 
     def complete_load(self, value: int) -> None:
         self._result = value

@@ -103,6 +103,11 @@ class GuestService(GuestServiceServicer):
             cpu_seconds=counters.cpu_seconds,
             boot_seconds=counters.ready_seconds or 0.0,
             exits=counters.exits,
+            events=counters.events,
+            costs={
+                cause: guest_pb2.EventCost(events=events, nanoseconds=spent)
+                for cause, (events, spent) in counters.costs.items()
+            },
         )
 
     async def AttachConsole(

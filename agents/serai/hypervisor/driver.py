@@ -80,7 +80,9 @@ class GuestStatistics:
     """Counters since the guest was created; they travel with it when it migrates.
 
     `cpu_seconds` is of the guest's process here; `ready_seconds` is start to the ready line on the host
-    channel, None before it came; `exits` counts by cause.
+    channel, None before it came; `exits` counts by cause. `events` counts what was served without an exit
+    (traps, interrupts, TLB fills); `costs` has by cause how many were timed and the nanoseconds they took.
+    These two begin anew on each node.
     """
 
     instructions: int
@@ -88,6 +90,8 @@ class GuestStatistics:
     ready_seconds: float | None
     exits: dict[str, int]
     kernel_release: str = ""
+    events: dict[str, int] = field(default_factory=dict)
+    costs: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class FramePort(abc.ABC):

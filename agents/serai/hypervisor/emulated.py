@@ -209,6 +209,8 @@ class EmulatedGuest(BaseGuest):
             ready_seconds=fields["ready_seconds"],
             exits=fields["exits"],
             kernel_release=fields["kernel_release"],
+            events=fields["events"],
+            costs={cause: (events, spent) for cause, (events, spent) in fields["costs"].items()},
         )
 
     # Console.

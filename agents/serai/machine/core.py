@@ -14,7 +14,7 @@ import zlib
 from typing import Any, Final
 
 from serai.machine.errors import SnapshotError
-from serai.machine.hart import ClockSource, ExitReason
+from serai.machine.hart import ClockSource, Counters, ExitReason
 from serai.machine.native import layout
 from serai.machine.native.build import load_machine
 from serai.machine.native.layout import FIELDS, PAGE, STATE_SIZE
@@ -36,6 +36,7 @@ SAVED: Final = (
     *("minstret_offset", "mcycle_offset", "steps", "traps", "reservation", "reservation_value"),
 )
 SAVED_ARRAYS: Final = {"x": 32, "f": 32, "pmpcfg": 2, "pmpaddr": 16}
+_COUNTERS: Final = ("data_fills", "fetch_fills", "page_walks", "walks_timed", "walk_cycles")
 STATE_MAGIC: Final = b"SERAIcor"
 STATE_VERSION: Final = 1
 
@@ -97,6 +98,7 @@ class Core:
             name: ctypes.CFUNCTYPE(ctypes.c_uint64, *[ctypes.c_uint64] * arity)(self._object.symbols[name])
             for name, arity in (
                 *(("serai_run", 2), ("flush_all", 1), ("guest_time", 1), ("update_timer", 1)),
+                ("host_cycles", 1),
                 *(("csr_read", 2), ("csr_write", 3), ("collect_dirty", 2), ("stop_dirty", 1)),
                 ("written_by_device", 3),
             )
@@ -265,6 +267,24 @@ class Core:
     def instructions(self) -> int:
         """Instructions retired since power-on."""
         return self._get("steps") - self._get("traps")
+
+    @property
+    def counters(self) -> Counters:
+        """Events served in native code since this core was made."""
+        return Counters(
+            exceptions=self._array("exceptions"),
+            interrupts=self._array("interrupts"),
+            **{name: self._get(name) for name in _COUNTERS},
+        )
+
+    def _array(self, name: str) -> tuple[int, ...]:
+        place = FIELDS[name]
+        base = place.offset // 8
+        return tuple(self._words[base : base + place.count])
+
+    def host_cycles(self) -> int:
+        """The host's cycle counter."""
+        return self._native("host_cycles")
 
     # -- interrupts and time ---------------------------------------------------------------------------
 

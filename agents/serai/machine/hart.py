@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from typing import Protocol
 
 TIMEBASE_HZ = 10_000_000
@@ -41,6 +42,19 @@ class ClockSource(enum.Enum):
 
     REAL = "real"
     VIRTUAL = "virtual"
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Events that a hart served without leaving native code, since it was made; traps by mcause code."""
+
+    exceptions: tuple[int, ...] = (0,) * 16
+    interrupts: tuple[int, ...] = (0,) * 16
+    data_fills: int = 0
+    fetch_fills: int = 0
+    page_walks: int = 0
+    walks_timed: int = 0
+    walk_cycles: int = 0
 
 
 class Registers(Protocol):
@@ -86,6 +100,13 @@ class Hart(Protocol):
     @property
     def instructions(self) -> int:
         """Instructions retired since reset."""
+
+    @property
+    def counters(self) -> Counters:
+        """Events since this hart was made; not part of its saved state."""
+
+    def host_cycles(self) -> int:
+        """The cycle counter in which `Counters.walk_cycles` is measured."""
 
     def run(self, budget: int) -> ExitReason:
         """Execute at most `budget` instructions, without the GIL."""

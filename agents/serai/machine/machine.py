@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,6 +18,7 @@ from serai.machine import board, loader, plic
 from serai.machine.board import MachineConfig
 from serai.machine.bus import Bus
 from serai.machine.errors import ConfigurationError, DirtyLogError, LoadError, SnapshotError
+from serai.machine.exits import Cost, CycleScale, ExitCosts, name_events
 from serai.machine.hart import (
     CSR_MIE,
     CSR_MIP,
@@ -84,6 +86,8 @@ class Machine:
             raise ConfigurationError(f"{len(ram)} bytes of RAM for a machine of {config.memory_bytes}")
         self.config = config
         self.exits: dict[str, int] = {}
+        self._costs = ExitCosts()
+        self._events_before: dict[str, int] = {}
         self.fault = ""
         self.ready_seconds: float | None = None
         self.kernel_release = ""
@@ -94,6 +98,7 @@ class Machine:
         self._restored_at_ticks: int | None = None
         self.memory = GuestMemory(ram, board.RAM_BASE, self._wrote)
         self.hart = make_hart(ram, 0, config.clock)
+        self._cycle_scale = CycleScale(self.hart.host_cycles())
         self.plic = Plic(
             [
                 self._interrupt_output(MACHINE_EXTERNAL_INTERRUPT),
@@ -183,6 +188,7 @@ class Machine:
     def reboot(self) -> None:
         """Power-cycle: fresh harts and devices, then `boot`, and raises what that raises."""
         self._instructions_before += self.hart.instructions
+        self._events_before = self.events()
         self.hart = self._make_hart(self.memory.ram, 0, self.config.clock)
         if self._dirty_log:
             self.hart.start_dirty_log()
@@ -214,8 +220,8 @@ class Machine:
                 case ExitReason.MMIO_STORE:
                     self._store(hart)
                 case ExitReason.ENVIRONMENT_CALL:
-                    key = "sbi:" + self.firmware.call(0)
-                    exits[key] = exits.get(key, 0) + 1
+                    began = time.perf_counter_ns()
+                    self._served("sbi:" + self.firmware.call(0), began)
                     if self.firmware.request is not None:
                         return self._system_request(self.firmware.request)
                 case ExitReason.WAIT:
@@ -237,26 +243,46 @@ class Machine:
         return bool(hart.csr(CSR_MIP) & hart.csr(CSR_MIE)) or hart.wait_deadline_ns() == 0
 
     def _load(self, hart: Hart) -> None:
+        began = time.perf_counter_ns()
         found = self.bus.find(hart.exit_address)
         if found is None:
-            self._count("mmio:unmapped")
             hart.complete_load(0)
+            self._served("mmio:unmapped", began)
             return
         device, offset = found
-        self._count("mmio:" + device.name)
         hart.complete_load(device.read(offset, hart.exit_width))
+        self._served("mmio:" + device.name, began)
 
     def _store(self, hart: Hart) -> None:
+        began = time.perf_counter_ns()
         found = self.bus.find(hart.exit_address)
         if found is None:
-            self._count("mmio:unmapped")
+            self._served("mmio:unmapped", began)
             return
         device, offset = found
-        self._count("mmio:" + device.name)
         device.write(offset, hart.exit_width, hart.exit_value)
+        self._served("mmio:" + device.name, began)
 
-    def _count(self, cause: str) -> None:
+    def _served(self, cause: str, began: int) -> None:
+        """Count an exit that was taken at `began` (perf_counter_ns) and is done with now."""
         self.exits[cause] = self.exits.get(cause, 0) + 1
+        self._costs.add(cause, time.perf_counter_ns() - began)
+
+    def events(self) -> dict[str, int]:
+        """What native code served without an exit, by cause, since this process took the guest."""
+        events = dict(self._events_before)
+        for name, count in name_events(self.hart.counters).items():
+            events[name] = events.get(name, 0) + count
+        return events
+
+    def costs(self) -> dict[str, Cost]:
+        """Time by cause since this process took the guest; of page walks an extrapolated sample."""
+        counters = self.hart.counters
+        costs = dict(self._costs.costs)
+        if counters.walks_timed:
+            spent = self._cycle_scale.nanoseconds(counters.walk_cycles, self.hart.host_cycles())
+            costs["page-walk"] = Cost(counters.walks_timed, spent)
+        return costs
 
     def _system_request(self, request: SystemRequest) -> MachineExit:
         return MachineExit.POWERED_OFF if request is SystemRequest.POWER_OFF else MachineExit.REBOOT

@@ -317,6 +317,8 @@ class GuestProcess:
             "cpu_seconds": time.process_time(),
             "ready_seconds": machine.ready_seconds,
             "exits": machine.exits,
+            "events": machine.events(),
+            "costs": {cause: [cost.events, cost.nanoseconds] for cause, cost in machine.costs().items()},
             "kernel_release": machine.kernel_release,
             "frames_lost": {name: net.lost for name, net in machine.nets.items()},
         }

@@ -20,7 +20,8 @@ stop_dirty      -                                          -
 save            -                                          payload: snapshot
 restore         payload: snapshot                          -
 statistics      -                                          instructions, cpu_seconds, ready_seconds, exits,
-                                                           kernel_release, frames_lost
+                                                           events (like exits), costs (cause: events,
+                                                           nanoseconds), kernel_release, frames_lost
 power_off       -                                          - asks the guest over the host channel
 stop            -                                          - and the process ends
 ==============  =========================================  ==========================================

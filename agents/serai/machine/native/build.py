@@ -27,6 +27,7 @@ EXPORTED = (
     "csr_write",
     "flush_all",
     "guest_time",
+    "host_cycles",
     "stop_dirty",
     "update_timer",
     "written_by_device",
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _TAIL = """
 declare i1 @llvm.expect.i1(i1, i1)
+declare i64 @llvm.readcyclecounter()
 declare i64 @llvm.ctlz.i64(i64, i1)
 declare i128 @llvm.ctlz.i128(i128, i1)
 declare float @llvm.sqrt.f32(float)

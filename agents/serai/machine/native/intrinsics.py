@@ -129,6 +129,10 @@ def _fence(c: FunctionCompiler, _: ast.Call) -> Value:
     return Value("i64", "0")
 
 
+def _cycle_counter(c: FunctionCompiler, _: ast.Call) -> Value:
+    return c.assign("i64", "call i64 @llvm.readcyclecounter()")
+
+
 def _unlikely(c: FunctionCompiler, n: ast.Call) -> Value:
     value = c.as_condition(c.expression(n.args[0]))
     return c.assign("i1", f"call i1 @llvm.expect.i1(i1 {value.text}, i1 false)")
@@ -192,6 +196,7 @@ fetch_umin = _placeholder("fetch_umin", _atomic_update("umin"))
 fetch_umax = _placeholder("fetch_umax", _atomic_update("umax"))
 compare_exchange = _placeholder("compare_exchange", _compare_exchange)
 memory_fence = _placeholder("memory_fence", _fence)
+cycle_counter = _placeholder("cycle_counter", _cycle_counter)
 unlikely = _placeholder("unlikely", _unlikely)
 call_pointer = _placeholder("call_pointer", _call_pointer)
 host_add32 = _placeholder("host_add32", _host_float(32, "fadd", 2))

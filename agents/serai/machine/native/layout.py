@@ -167,6 +167,12 @@ _SCALARS = [
     "recheck",
     "fault_pc",
     "fault_steps",
+    # Counters for people: no part of the architectural state.
+    "page_walks",
+    "walks_timed",
+    "walk_cycles",
+    "data_fills",
+    "fetch_fills",
 ]
 
 
@@ -186,6 +192,8 @@ def _layout() -> tuple[dict[str, Place], int]:
     add("pmpcfg", 2)
     add("pmpaddr", 16)
     add("timespec", 2)
+    add("exceptions", 16)  # taken, by cause
+    add("interrupts", 16)
     offset = (offset + 63) & ~63
     add("straddle", 2 * 8)  # slots of an instruction that crosses a page, and the sentinel behind it
     add("fill_log", FILL_LOG)

@@ -8,6 +8,7 @@ import typer
 
 from serai.cli.app import CLUSTER, Cluster, Output, asynchronous, group
 from serai.cli.context import Context
+from serai.cli.exits import show_exits
 from serai.cli.operations import follow, progress_display
 from serai.cli.output import (
     Column,
@@ -93,6 +94,23 @@ async def show_vm(name: Name, output: Output = Format.YAML, cluster: Cluster = C
         print_table([node], _COLUMNS)
     else:
         show_data({**as_data(node), "statistics": as_data(statistics)}, output)
+
+
+@app.command("exits")
+@asynchronous
+async def exits(
+    name: Name,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat, with rates, until interrupted.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    output: Output = Format.TABLE,
+    cluster: Cluster = CLUSTER,
+) -> None:
+    """Show why the guest left its instructions: exits to the hypervisor by cause, and what they cost."""
+    async with Context.named(cluster).operator() as channel:
+        node = await find(channel, name)
+        stub = OperatorServiceStub(channel)
+        request = VnetNodeRequest(name=node.name)
+        await show_exits(lambda: stub.GetVnetNodeStatistics(request), output, watch=watch, interval=interval)
 
 
 @app.command("console")

@@ -61,6 +61,7 @@ def locate(s: State) -> int:
         if not is_ram(s, physical):
             return access_fault(s, pc, FETCH)
         base = code_page(s, physical)
+        s.fetch_fills = s.fetch_fills + 1
         enter(s, entry, pc & ~PAGE_OFFSET, base)
     s.ip = host_load(entry + 8, 8) + ((pc & PAGE_OFFSET) << 3)
     s.delta = pc - (s.ip >> 3)

@@ -6,7 +6,7 @@ Physical addresses below RAM are devices (an exit to Python), those above RAM ra
 """
 
 # ruff: noqa: PLR0911, PLR0912, PLR1730 - the restricted language has no tables, tuples or built-ins
-from serai.machine.native.intrinsics import compare_exchange, host_load, host_store
+from serai.machine.native.intrinsics import compare_exchange, cycle_counter, host_load, host_store
 from serai.machine.native.language import native
 from serai.machine.native.layout import (
     EXIT_MMIO_LOAD,
@@ -41,6 +41,7 @@ PTE_U = 16
 PTE_A = 64
 PTE_D = 128
 PAGE_OFFSET = PAGE - 1
+TIMED_WALKS = 63  # every 64th page walk is timed
 
 
 @native
@@ -118,6 +119,25 @@ def translate(s: State, address: int, access: int, privilege: int) -> int:
         if address >> 56 or not pmp_permits(s, address, access, privilege):
             return access_fault(s, address, access)
         return OK
+    s.page_walks = s.page_walks + 1
+    if s.page_walks & TIMED_WALKS:
+        return walk(s, address, access, privilege)
+    began = cycle_counter()
+    status = walk(s, address, access, privilege)
+    s.walk_cycles = s.walk_cycles + cycle_counter() - began
+    s.walks_timed = s.walks_timed + 1
+    return status
+
+
+@native
+def host_cycles(s: State) -> int:
+    """The host's cycle counter, in which page walks are timed."""
+    return cycle_counter()
+
+
+@native
+def walk(s: State, address: int, access: int, privilege: int) -> int:
+    """Walk the page tables (Privileged ISA 12.3.2); the physical address is left in s.result."""
     upper = address >> 38
     if upper != 0 and upper != (1 << 26) - 1:
         return page_fault(s, address, access)
@@ -172,6 +192,7 @@ def note_large_page(s: State, start: int, below: int) -> int:
 @native
 def fill(s: State, address: int, physical: int, kind: int) -> int:
     """Enter a translation in the data TLB; ``kind`` is 0 (read) or TLB_WRITE."""
+    s.data_fills = s.data_fills + 1
     mode = data_mode(s)
     entry = s.data_tlb + mode * TLB_SET + kind + ((address >> PAGE_BITS & TLB_MASK) << 4)
     page = address & ~PAGE_OFFSET

@@ -76,6 +76,10 @@ def update_timer(s: State) -> int:
 @native
 def take_trap(s: State, cause: int, value: int, interrupt: int) -> int:
     """Enter the trap handler: the state moves to S or M and s.pc to the vector."""
+    if interrupt:
+        s.interrupts[cause] = s.interrupts[cause] + 1
+    else:
+        s.exceptions[cause] = s.exceptions[cause] + 1
     delegated = s.mideleg if interrupt else s.medeleg
     status: int = s.mstatus
     offset = 0
