@@ -71,6 +71,18 @@ def test_what_is_wrong_is_named(tmp_path: Path, content: dict[str, Any], words: 
     assert words in caught.value.message
 
 
+def test_the_manuals_example_is_right(tmp_path: Path) -> None:
+    manual = (ROOT / "docs" / "architecture.md").read_text()
+    example = yaml.safe_load(manual.split("```yaml\n")[1].split("```")[0])
+    settings = load(tmp_path, example)
+    assert [role.name for role in settings.roles] == ["alpha", "vnp", "operator"]
+
+
+def test_the_deployments_settings_are_right() -> None:
+    settings = load_settings({}, ROOT / "deploy" / "controller.yaml")
+    assert {pip.name for pip in settings.pips} == {"alpha", "beta"}
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join(str(ROOT / part) for part in ("controller", "proto"))
     return subprocess.run(
