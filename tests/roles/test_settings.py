@@ -12,7 +12,7 @@ import pytest
 import yaml
 from tests.roles.bench import ROOT
 
-from serai.controller.settings import ControllerSettings, load_settings
+from serai.controller.settings import SOURCE, ControllerSettings
 from serai.errors import InvalidInputError
 from serai.wire.identity import Identity, Role
 from serai.wire.tls import CertificateAuthority
@@ -31,7 +31,7 @@ def minimal(**changes: Any) -> dict[str, Any]:
 def load(tmp_path: Path, content: dict[str, Any], **flags: str) -> ControllerSettings:
     file = tmp_path / "controller.yaml"
     file.write_text(yaml.safe_dump(content))
-    return load_settings(flags, file)
+    return SOURCE.load(flags, file)
 
 
 def test_file_environment_and_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_the_manuals_example_is_right(tmp_path: Path) -> None:
 
 
 def test_the_deployments_settings_are_right() -> None:
-    settings = load_settings({}, ROOT / "deploy" / "controller.yaml")
+    settings = SOURCE.load({}, ROOT / "deploy" / "controller.yaml")
     assert {pip.name for pip in settings.pips} == {"alpha", "beta"}
 
 

@@ -9,7 +9,6 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import cast
 
 from serai.agent.access import ProviderScope, access_table
@@ -129,7 +128,6 @@ class Agent:
         self.tasks.start(self._publisher.follow_guests(self.inventory), "publish the guests' events")
         self.departures.settle()
         self._publisher.node(f"nodes/{self.settings.node_id}", node_pb2.Node.READY, len(self.inventory))
-        self._write_ready_file()
 
     async def close(self) -> None:
         """Say so to those who watch, power the guests off, and stop serving; safe to repeat."""
@@ -229,12 +227,6 @@ class Agent:
             }
         )
 
-    def _write_ready_file(self) -> None:
-        path = self.settings.ready_file
-        if path is not None:
-            write_whole(path, self.announcement() + "\n")
-            self._closers.callback(path.unlink, missing_ok=True)
-
 
 def load_credentials(settings: AgentSettings) -> Credentials:
     """The agent's certificate; InvalidInputError when it is another node's."""
@@ -262,10 +254,3 @@ def open_images(settings: AgentSettings) -> ImageSource:
     from serai.images.store import ImageStore  # noqa: PLC0415 - the fake driver needs none of it
 
     return cast(ImageSource, ImageStore(settings.images_dir))
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Replace `path` at once: who waits for the file never reads half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(content)
-    temporary.replace(path)

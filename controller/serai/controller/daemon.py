@@ -66,7 +66,6 @@ class Controller:
                 await role.start()
                 # Closed before its server: what it undoes needs the others, and they are closed after it.
                 self._closers.push_async_callback(role.close)
-            self._write_ready_file()
         except BaseException:
             await self._closers.aclose()
             raise
@@ -137,15 +136,6 @@ class Controller:
             raise UnavailableError(
                 f"{directory} cannot be used: {error.strerror}", hint="choose another --state-dir"
             ) from error
-
-    def _write_ready_file(self) -> None:
-        path = self.settings.ready_file
-        if path is None:
-            return
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(self.announcement() + "\n")
-        temporary.replace(path)
-        self._closers.callback(path.unlink, missing_ok=True)
 
 
 def load_credentials(settings: RoleSettings) -> Credentials:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ipaddress
+import json
 import logging
 import signal
 import socket
@@ -17,8 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from serai.daemon.ready import write_ready_file
 from serai.errors import AlreadyExistsError, InvalidInputError, SeraiError, UnavailableError
-from serai.wire.ready import write_ready_file
 from serai.wire.streams import split_address
 
 
@@ -69,7 +70,7 @@ async def serve(address: str, ready_file: Path | None = None) -> None:
     bound = _bound_address(broker)
     print(bound, flush=True)  # noqa: T201  (the interface to whoever started this process)
     if ready_file is not None:
-        write_ready_file(ready_file, address=bound)
+        write_ready_file(ready_file, json.dumps({"address": bound}))
     await stopping.wait()
     await broker.shutdown()
 
