@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import logging
-import mmap
 import socket
 import time
 from collections.abc import Callable
@@ -23,10 +21,6 @@ from serai.wire.records import ChannelSecret, Direction
 from serai.wire.streams import RecordStream
 
 log = logging.getLogger(__name__)
-
-_MADV_POPULATE_WRITE = 23
-_POPULATE_BYTES = 2 << 20
-"""At once, so that the event loop goes on: a millisecond."""
 
 _ASK_PAUSE_S = 1.0
 
@@ -106,7 +100,6 @@ class Arrival:
             destination.Refuse: self._refuse,
             destination.GiveUpGuest: self._give_up,
         }
-        host.start_task(self._populate(), f"populate the memory of {guest_uid}")
         host.start_task(self._watch_silence(), f"watch the arrival of {guest_uid}")
 
     @property
@@ -218,20 +211,6 @@ class Arrival:
 
     def _note_progress(self) -> None:
         self._heard = time.monotonic()
-
-    async def _populate(self) -> None:
-        """Have the kernel find the memory now: page faults while pages arrive cost five times the copy."""
-        memory = self._machine.ram.obj
-        if not isinstance(memory, mmap.mmap):
-            return
-        size = len(memory)
-        # Older kernels do not know this advice; then the faults are taken one by one.
-        with contextlib.suppress(OSError, ValueError):
-            for start in range(0, size, _POPULATE_BYTES):
-                if self.over:
-                    return
-                memory.madvise(_MADV_POPULATE_WRITE, start, min(_POPULATE_BYTES, size - start))
-                await asyncio.sleep(0)
 
     async def _watch_silence(self) -> None:
         while not self.over:

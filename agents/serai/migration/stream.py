@@ -21,6 +21,7 @@ import numpy as np
 from serai.errors import IntegrityError
 from serai.hypervisor.driver import PAGE_SIZE
 from serai.migration.digests import PageDigests
+from serai.migration.memory import populate
 from serai.migration.pages import WORDS, Numbers, Pages, glance, page_view, zero_mask
 from serai.wire.records import RecordHeader
 from serai.wire.streams import RecordStream
@@ -33,7 +34,7 @@ BATCH = 256
 """Pages in a record."""
 
 MAX_RECORD = 4 + BATCH * (4 + PAGE_SIZE)
-MAX_ZERO_NUMBERS = MAX_RECORD // 4
+_LOOK_PAGES = 1024
 _COUNT = struct.Struct("!I")
 
 
@@ -140,6 +141,7 @@ class PageReceiver:
         self._payload = memoryview(bytearray(MAX_RECORD))
         self._on_progress = on_progress
         self._glances = np.zeros((len(self._ram), 2), dtype=np.uint64)
+        self._written = np.zeros(len(self._ram), dtype=np.bool_)
         self.digests = PageDigests(len(self._ram))
 
     def run(self) -> None:
@@ -157,9 +159,13 @@ class PageReceiver:
 
     def _look_again(self) -> None:
         """Hash what has changed since it arrived. Nothing should have; then the digests do not match."""
-        changed = np.flatnonzero((glance(self._ram) != self._glances).any(axis=1)).astype(np.uint32)
-        if len(changed):
-            self._note(changed)
+        written = np.flatnonzero(self._written).astype(np.uint32)
+        # Pages that never came are not looked at: reading them would make the kernel find memory for them.
+        for start in range(0, len(written), _LOOK_PAGES):
+            numbers = written[start : start + _LOOK_PAGES]
+            differ = (glance(self._ram[numbers]) != self._glances[numbers]).any(axis=1)
+            if differ.any():
+                self._note(numbers[differ])
 
     def release(self) -> None:
         """Let go of RAM, which can then be unmapped; nothing can be received any more."""
@@ -186,12 +192,15 @@ class PageReceiver:
         if not count or len(payload) != start + count * PAGE_SIZE:
             raise _invalid(f"a record claims {count} pages and has {len(payload)} bytes")
         numbers = self._numbers(payload[_COUNT.size : start])
+        populate(self._ram, numbers[~self._written[numbers]])
         self._ram[numbers] = np.frombuffer(payload[start:], dtype=np.uint64).reshape(-1, WORDS)
+        self._written[numbers] = True
         self._note(numbers)
 
     def _clear(self, payload: memoryview) -> None:
         numbers = self._numbers(payload)
         self._ram[numbers] = 0
+        self._written[numbers] = True
         self._note(numbers)
 
     def _note(self, numbers: Numbers) -> None:
