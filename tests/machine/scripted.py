@@ -156,6 +156,12 @@ class ScriptedHart:
     def set_timer(self, deadline_ticks: int) -> None:
         self.deadline = deadline_ticks
 
+    def set_machine_timer(self, deadline_ticks: int) -> None:
+        self.deadline = deadline_ticks
+
+    def become_bare(self) -> None:
+        self.privilege = 3
+
     def wait_deadline_ns(self) -> int | None:
         return None
 

@@ -5,14 +5,17 @@ The memory map is that of QEMU's "virt" machine, which every RISC-V system knows
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serai.machine import fdt, plic, uart
+from serai.machine import aclint, fdt, plic, power, uart
 from serai.machine.errors import ConfigurationError
 from serai.machine.fdt import Node, cells64
 from serai.machine.hart import (
     MACHINE_EXTERNAL_INTERRUPT,
+    MACHINE_SOFTWARE_INTERRUPT,
+    MACHINE_TIMER_INTERRUPT,
     SUPERVISOR_EXTERNAL_INTERRUPT,
     TIMEBASE_HZ,
     ClockSource,
@@ -21,6 +24,8 @@ from serai.machine.memory import PAGE_SIZE
 from serai.machine.virtio.transport import SLOT_SIZE
 
 RAM_BASE = 0x8000_0000
+POWER_BASE = 0x10_0000
+ACLINT_BASE = 0x200_0000
 PLIC_BASE = 0x0C00_0000
 UART_BASE = 0x1000_0000
 UART_IRQ = 10
@@ -33,6 +38,17 @@ DEFAULT_COMMAND_LINE = (
 """Cuts a stock Debian kernel's boot to a third of the instructions."""
 
 _ISA_EXTENSIONS = ["i", "m", "a", "f", "d", "c", "zicntr", "zicsr", "zifencei"]
+
+
+class Mode(enum.Enum):
+    """How a guest is virtualized.
+
+    PARAVIRTUAL: the VMM is the firmware, the kernel starts in S-mode and calls it (SBI). FULL: a bare board;
+    firmware runs in the guest in M-mode, on ACLINT, PLIC and UART.
+    """
+
+    PARAVIRTUAL = "paravirtual"
+    FULL = "full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +69,11 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
-    """A machine to build. `kernel` is a Linux Image or an ELF file; `extra_files` join the initramfs."""
+    """A machine to build. `kernel` is a Linux Image or an ELF file; `extra_files` join the initramfs.
+
+    In mode FULL `firmware` (OpenSBI's fw_dynamic) starts first and then the kernel; without one the kernel
+    itself starts in M-mode.
+    """
 
     memory_bytes: int
     vcpus: int = 1
@@ -64,6 +84,8 @@ class MachineConfig:
     disks: tuple[Disk, ...] = ()
     extra_files: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     clock: ClockSource = ClockSource.REAL
+    mode: Mode = Mode.PARAVIRTUAL
+    firmware: Path | None = None
 
     def check(self) -> None:
         """Raise ConfigurationError for what can never be built."""
@@ -120,7 +142,8 @@ def device_tree(
                 {"device_type": "memory", "reg": cells64(RAM_BASE, config.memory_bytes)},
             ),
             _processors(config.vcpus),
-            _soc(config.vcpus, slots),
+            _soc(config.vcpus, slots, config.mode),
+            *(_power_nodes() if config.mode is Mode.FULL else []),
         ],
     )
     return fdt.write(root)
@@ -163,13 +186,56 @@ def _processors(count: int) -> Node:
 
 
 _PLIC_PHANDLE = 1
+_POWER_PHANDLE = 0x100
 
 
 def _hart_phandle(hart: int) -> int:
     return 2 + hart
 
 
-def _soc(harts: int, slots: int) -> Node:
+def _power_nodes() -> list[Node]:
+    """What Linux and OpenSBI end the machine with (bindings power/reset/syscon-poweroff, syscon-reboot)."""
+    return [
+        Node(
+            name,
+            {"compatible": compatible, "regmap": _POWER_PHANDLE, "offset": 0, "value": value},
+        )
+        for name, compatible, value in (
+            ("poweroff", "syscon-poweroff", power.POWER_OFF),
+            ("reboot", "syscon-reboot", power.REBOOT),
+        )
+    ]
+
+
+def _bare_board(harts: int) -> list[Node]:
+    """The devices that only a bare board has."""
+    lines = [
+        cell
+        for hart in range(harts)
+        for line in (MACHINE_SOFTWARE_INTERRUPT, MACHINE_TIMER_INTERRUPT)
+        for cell in (_hart_phandle(hart), line)
+    ]
+    return [
+        Node(
+            f"test@{POWER_BASE:x}",
+            {
+                "compatible": ["sifive,test1", "sifive,test0", "syscon"],
+                "reg": cells64(POWER_BASE, power.SIZE),
+                "phandle": _POWER_PHANDLE,
+            },
+        ),
+        Node(
+            f"clint@{ACLINT_BASE:x}",
+            {
+                "compatible": ["sifive,clint0", "riscv,clint0"],
+                "reg": cells64(ACLINT_BASE, aclint.SIZE),
+                "interrupts-extended": lines,
+            },
+        ),
+    ]
+
+
+def _soc(harts: int, slots: int, mode: Mode) -> Node:
     contexts = [
         cell
         for hart in range(harts)
@@ -217,4 +283,5 @@ def _soc(harts: int, slots: int) -> Node:
         "compatible": "simple-bus",
         "ranges": None,
     }
-    return Node("soc", properties, [interrupt_controller, serial, *virtio])
+    bare = _bare_board(harts) if mode is Mode.FULL else []
+    return Node("soc", properties, [*bare, interrupt_controller, serial, *virtio])

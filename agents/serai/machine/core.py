@@ -26,6 +26,7 @@ NANOSECONDS_PER_TICK: Final = 100
 CODE_POOL_PAGES: Final = 2048  # 67 MB at most, of which a booted Debian touches about 47 MB
 PRIVILEGE_S, PRIVILEGE_M = 1, 3
 STIP: Final = 1 << 5
+MTIP: Final = 1 << 7
 
 
 # Architectural state in a saved core. The order is not part of the format, the names are.
@@ -130,6 +131,7 @@ class Core:
             firmware_emulated=int(firmware_emulated),
             hart_id=hart_id,
             stimecmp=M64,
+            mtimecmp=M64,
             reservation=layout.NO_RESERVATION,
             fault_steps=M64,
             pc=ram_base,
@@ -304,22 +306,39 @@ class Core:
         self._set("stimecmp", deadline)
         self._native("update_timer")
 
+    def set_machine_timer(self, deadline: int) -> None:
+        """Set the machine timer of a bare board: MTIP is pending while time >= deadline (ticks)."""
+        self._set("mtimecmp", deadline)
+        self._native("update_timer")
+
+    def become_bare(self) -> None:
+        """Be a hart of a bare board, fresh from reset: M-mode, nothing delegated, MTIP driven by mtimecmp."""
+        self._set_all(firmware_emulated=0, machine_timer=1, privilege=PRIVILEGE_M)
+        self._set_all(medeleg=0, mideleg=0, mcounteren=0)
+
+    def _next_deadline(self) -> int | None:
+        """The tick of the next timer that is set and enabled."""
+        enabled = self._get("mie")
+        timers = (("stimecmp", STIP), ("mtimecmp", MTIP))
+        deadlines = [self._get(name) for name, bit in timers if enabled & bit]
+        return min((deadline for deadline in deadlines if deadline != M64), default=None)
+
     @property
     def time(self) -> int:
         """The guest's time register in ticks of 10 MHz."""
         return self._native("guest_time")
 
     def wait_deadline_ns(self) -> int | None:
-        """Nanoseconds until the supervisor timer wakes the hart; None if it never does (or is masked)."""
-        deadline = self._get("stimecmp")
-        if deadline == M64 or not self._get("mie") & STIP:
+        """Nanoseconds until a timer wakes the hart; None if none does (or is masked)."""
+        deadline = self._next_deadline()
+        if deadline is None:
             return None
         return max(0, deadline - self.time) * NANOSECONDS_PER_TICK
 
     def skip_to_deadline(self) -> None:
         """Let the guest's time jump to the timer's deadline (idle time on the virtual clock)."""
-        deadline = self._get("stimecmp")
-        if deadline != M64:
+        deadline = self._next_deadline()
+        if deadline is not None:
             self._skip(max(0, deadline - self.time))
             self._native("update_timer")
 

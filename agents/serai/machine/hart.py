@@ -12,12 +12,14 @@ TIMEBASE_HZ = 10_000_000
 NANOSECONDS_PER_TICK = 1_000_000_000 // TIMEBASE_HZ
 
 SUPERVISOR_SOFTWARE_INTERRUPT = 1
+MACHINE_SOFTWARE_INTERRUPT = 3
 SUPERVISOR_TIMER_INTERRUPT = 5
+MACHINE_TIMER_INTERRUPT = 7
 SUPERVISOR_EXTERNAL_INTERRUPT = 9
 MACHINE_EXTERNAL_INTERRUPT = 11
 
-SUPERVISOR = 1
-"""Number of the privilege mode S."""
+SUPERVISOR, MACHINE = 1, 3
+"""Numbers of the privilege modes S and M."""
 
 CSR_SCOUNTEREN = 0x106
 CSR_SATP = 0x180
@@ -125,6 +127,12 @@ class Hart(Protocol):
 
     def set_timer(self, deadline_ticks: int) -> None:
         """Raise the S-mode timer interrupt at this tick of `time`, and withdraw it until then."""
+
+    def set_machine_timer(self, deadline_ticks: int) -> None:
+        """Bare board: MTIP is pending while `time` has reached this tick (mtimecmp)."""
+
+    def become_bare(self) -> None:
+        """Be a hart of a bare board, fresh from reset: M-mode, nothing delegated, no SBI but the guest's."""
 
     def wait_deadline_ns(self) -> int | None:
         """Nanoseconds to the next timer interrupt; None when none is set."""

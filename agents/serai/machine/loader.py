@@ -26,23 +26,31 @@ _MACHINE_RISCV = 243
 _SEGMENT_LOAD = 1
 _KERNEL_ALIGNMENT = 2 << 20
 _TREE_ROOM = 64 << 10
+_TREE_LIMIT = _TREE_ROOM - 2 * PAGE_SIZE  # the rest is for what firmware adds, and for its parameters
+_FIRMWARE_HEAP = 256 << 10
+# struct fw_dynamic_info (OpenSBI, include/sbi/fw_dynamic.h): magic, version, next address, next mode (1: S),
+# options, boot hart.
+_DYNAMIC_INFORMATION = struct.Struct("<6Q")
+_DYNAMIC_MAGIC = 0x4942534F
 _MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A kernel in RAM: where to start it and where it ends, its uninitialised data included."""
+    """A kernel in RAM: where to start it, and the range it takes, its uninitialised data included."""
 
     entry: int
+    start: int
     end: int
 
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """What the boot hart needs to know."""
+    """What the boot hart needs to know; `information` is for OpenSBI's fw_dynamic, 0 without firmware."""
 
     entry: int
     tree: int
+    information: int = 0
 
 
 def load(
@@ -52,12 +60,15 @@ def load(
     initramfs: Path | None,
     extra_files: dict[str, tuple[int, bytes]],
     tree: Callable[[tuple[int, int] | None], bytes],
+    firmware: Path | None = None,
 ) -> Boot:
     """Fill RAM; `tree` makes the device tree once the place of the initramfs is known.
 
     Raises LoadError naming the file and the reason, ConfigurationError for a bad path among `extra_files`.
     """
     loaded = load_kernel(memory, kernel)
+    if firmware is not None:
+        _load_firmware(memory, firmware, loaded)
     tree_address = memory.base + memory.size - _TREE_ROOM & -PAGE_SIZE
     archive = cpio.append(_read(initramfs) if initramfs else b"", extra_files)
     place = None
@@ -72,10 +83,26 @@ def load(
     if place is not None:
         memory.write(place[0], archive)
     blob = tree(place)
-    if len(blob) > _TREE_ROOM:
+    if len(blob) > _TREE_LIMIT:
         raise LoadError(f"a device tree of {len(blob)} bytes (is the command line that long?)")
     memory.write(tree_address, blob)
-    return Boot(loaded.entry, tree_address)
+    if firmware is None:
+        return Boot(loaded.entry, tree_address)
+    information = tree_address + _TREE_ROOM - PAGE_SIZE
+    memory.write(information, _DYNAMIC_INFORMATION.pack(_DYNAMIC_MAGIC, 2, loaded.entry, 1, 0, 0))
+    return Boot(memory.base, tree_address, information)
+
+
+def _load_firmware(memory: GuestMemory, path: Path, kernel: Kernel) -> None:
+    """Put a raw firmware image at the start of RAM, where the bare board begins to execute."""
+    data = _read(path)
+    if not data or data.startswith(b"\x7fELF"):
+        raise LoadError(f"{path} is not a raw firmware image (OpenSBI's is fw_dynamic.bin)")
+    if memory.base + len(data) + _FIRMWARE_HEAP > kernel.start:
+        raise LoadError(
+            f"{path} ({len(data)} bytes at {memory.base:#x}) overlaps the kernel at {kernel.start:#x}"
+        )
+    memory.write(memory.base, data)
 
 
 def load_kernel(memory: GuestMemory, path: Path) -> Kernel:
@@ -116,7 +143,7 @@ def _load_image(memory: GuestMemory, path: Path, data: bytes) -> Kernel:
     if end > memory.base + memory.size:
         raise _too_little(memory, end - memory.base, str(path))
     memory.write(address, data)
-    return Kernel(address, end)
+    return Kernel(address, address, end)
 
 
 def _load_elf(memory: GuestMemory, path: Path, data: bytes) -> Kernel:
@@ -125,7 +152,7 @@ def _load_elf(memory: GuestMemory, path: Path, data: bytes) -> Kernel:
         machine, entry, table, size, count = header[1], header[3], header[4], header[8], header[9]
         if machine != _MACHINE_RISCV:
             raise LoadError(f"{path} is an ELF file for another architecture ({machine})")
-        end = memory.base
+        start, end = memory.base + memory.size, memory.base
         for number in range(count):
             kind, _, offset, _, address, in_file, in_memory, _ = _PROGRAM_HEADER.unpack_from(
                 data, table + number * size
@@ -138,9 +165,9 @@ def _load_elf(memory: GuestMemory, path: Path, data: bytes) -> Kernel:
             memory.write(address, content)
             memory.view(address + in_file, in_memory - in_file)[:] = bytes(in_memory - in_file)
             memory.wrote(address, in_memory)
-            end = max(end, address + in_memory)
+            start, end = min(start, address), max(end, address + in_memory)
     except struct.error:
         raise LoadError(f"{path} is damaged: its headers are not whole") from None
     except GuestAccessError as error:
         raise LoadError(f"{path} does not fit into RAM: {error}") from None
-    return Kernel(entry, end)
+    return Kernel(entry, start, end)

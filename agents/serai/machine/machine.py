@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from serai.machine import board, loader, plic
-from serai.machine.board import MachineConfig
+from serai.machine import aclint, board, loader, plic, power
+from serai.machine.aclint import Aclint, AclintState
+from serai.machine.board import MachineConfig, Mode
 from serai.machine.bus import Bus
 from serai.machine.errors import ConfigurationError, DirtyLogError, LoadError, SnapshotError
 from serai.machine.exits import Cost, CycleScale, ExitCosts, name_events
@@ -34,6 +35,7 @@ from serai.machine.hart import (
 )
 from serai.machine.memory import PAGE_SIZE, GuestMemory
 from serai.machine.plic import Plic, PlicState
+from serai.machine.power import PowerSwitch
 from serai.machine.sbi import Firmware, SystemRequest
 from serai.machine.snapshot import Section, load_section, pack, save_section, unpack
 from serai.machine.uart import Uart, UartState
@@ -97,7 +99,7 @@ class Machine:
         self._instructions_before = 0
         self._restored_at_ticks: int | None = None
         self.memory = GuestMemory(ram, board.RAM_BASE, self._wrote)
-        self.hart = make_hart(ram, 0, config.clock)
+        self.hart = self._new_hart()
         self._cycle_scale = CycleScale(self.hart.host_cycles())
         self.plic = Plic(
             [
@@ -106,9 +108,16 @@ class Machine:
             ]
         )
         self.uart = Uart(self.plic.line(board.UART_IRQ))
+        self.aclint = Aclint(lambda: [self.hart], config.vcpus) if config.mode is Mode.FULL else None
         self.firmware = Firmware(lambda: [self.hart], self.memory, self.uart, self._fence)
         self._build_virtio()
         self._build_bus()
+
+    def _new_hart(self) -> Hart:
+        hart = self._make_hart(self.memory.ram, 0, self.config.clock)
+        if self.config.mode is Mode.FULL:
+            hart.become_bare()
+        return hart
 
     def _interrupt_output(self, bit: int) -> Callable[[bool], None]:
         return lambda level: self.hart.set_interrupt(bit, level)
@@ -137,8 +146,14 @@ class Machine:
         self.bus = Bus()
         self.bus.map(self.plic, board.PLIC_BASE, plic.SIZE)
         self.bus.map(self.uart, board.UART_BASE, PAGE_SIZE)
+        if self.aclint is not None:
+            self.bus.map(self.aclint, board.ACLINT_BASE, aclint.SIZE)
+            self.bus.map(PowerSwitch(self._requested), board.POWER_BASE, power.SIZE)
         for slot, transport in enumerate(self.virtio):
             self.bus.map(transport, board.slot_address(slot), SLOT_SIZE)
+
+    def _requested(self, request: SystemRequest) -> None:
+        self.firmware.request = request
 
     def close(self) -> None:
         """Close the disks' files."""
@@ -158,7 +173,8 @@ class Machine:
         """Load what the configuration names and set the boot hart up.
 
         Raises LoadError or ConfigurationError. The hart enters S-mode with its number in a0 and the device
-        tree's address in a1, paging off (Linux: Documentation/arch/riscv/boot.rst).
+        tree's address in a1, paging off (Linux: Documentation/arch/riscv/boot.rst). On a bare board it
+        begins in M-mode, with the parameters of OpenSBI's fw_dynamic at the address in a2.
         """
         config = self.config
         if config.kernel is None:
@@ -171,6 +187,7 @@ class Machine:
             kernel=config.kernel,
             initramfs=config.initramfs,
             extra_files=config.extra_files,
+            firmware=config.firmware if config.mode is Mode.FULL else None,
             tree=lambda place: board.device_tree(
                 config, slots=len(self.virtio), initramfs=place, random_seed=seed
             ),
@@ -179,20 +196,24 @@ class Machine:
             transport.frozen = False
         hart = self.hart
         hart.pc = boot.entry
-        hart.privilege = SUPERVISOR
-        # Firmware opens the counters to user programs: Linux relies on it, its vDSO reads the time.
-        hart.set_csr(CSR_SCOUNTEREN, 0b111)
+        if config.mode is Mode.PARAVIRTUAL:
+            hart.privilege = SUPERVISOR
+            # Firmware opens the counters to user programs: Linux relies on it, its vDSO reads the time.
+            hart.set_csr(CSR_SCOUNTEREN, 0b111)
         hart.x[10] = 0
         hart.x[11] = boot.tree
+        hart.x[12] = boot.information
 
     def reboot(self) -> None:
         """Power-cycle: fresh harts and devices, then `boot`, and raises what that raises."""
         self._instructions_before += self.hart.instructions
         self._events_before = self.events()
-        self.hart = self._make_hart(self.memory.ram, 0, self.config.clock)
+        self.hart = self._new_hart()
         if self._dirty_log:
             self.hart.start_dirty_log()
         self.plic.reset()
+        if self.aclint is not None:
+            self.aclint.reset()
         self.uart.reset()
         for transport in self.virtio:
             transport.reset()
@@ -219,6 +240,8 @@ class Machine:
                     self._load(hart)
                 case ExitReason.MMIO_STORE:
                     self._store(hart)
+                    if self.firmware.request is not None:
+                        return self._system_request(self.firmware.request)
                 case ExitReason.ENVIRONMENT_CALL:
                     began = time.perf_counter_ns()
                     self._served("sbi:" + self.firmware.call(0), began)
@@ -355,6 +378,8 @@ class Machine:
             save_section(self.plic.name, self.plic.save()),
             save_section(self.uart.name, self.uart.save()),
         ]
+        if self.aclint is not None:
+            sections.append(save_section(self.aclint.name, self.aclint.save()))
         for transport in self.virtio:
             sections += transport.save()
         return pack(sections)
@@ -368,7 +393,11 @@ class Machine:
         saved = (state.memory_bytes, state.vcpus, state.clock)
         if saved != here:
             raise SnapshotError("machine", f"is of a machine of {saved}, this one is {here}")
+        if (Aclint.name in sections) != (self.aclint is not None):
+            raise SnapshotError("machine", f"is not of a machine of mode {config.mode.value}")
         self._restore_hart(sections)
+        if self.aclint is not None:
+            self.aclint.restore(load_section(sections, self.aclint.name, AclintState))
         self.plic.restore(load_section(sections, self.plic.name, PlicState))
         self.uart.restore(load_section(sections, self.uart.name, UartState))
         for transport in self.virtio:

@@ -52,7 +52,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serai.machine.board import Disk, MachineConfig, NetworkInterface
+from serai.machine.board import Disk, MachineConfig, Mode, NetworkInterface
 from serai.machine.errors import ProtocolError
 from serai.machine.hart import ClockSource
 
@@ -157,6 +157,8 @@ def config_to_fields(config: MachineConfig) -> dict[str, Any]:
             for path, (mode, content) in config.extra_files.items()
         },
         "clock": config.clock.value,
+        "mode": config.mode.value,
+        "firmware": None if config.firmware is None else str(config.firmware),
     }
 
 
@@ -179,6 +181,8 @@ def config_from_fields(fields: dict[str, Any]) -> MachineConfig:
                 for path, (mode, content) in fields["extra_files"].items()
             },
             clock=ClockSource(fields["clock"]),
+            mode=Mode(fields["mode"]),
+            firmware=None if fields["firmware"] is None else Path(fields["firmware"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
         raise ProtocolError(f"a machine configuration that cannot be read: {error!r}") from None

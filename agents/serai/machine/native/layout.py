@@ -117,6 +117,8 @@ _SCALARS = [
     "senvcfg",
     "satp",
     "stimecmp",
+    "machine_timer",
+    "mtimecmp",
     "lines",
     "firmware_emulated",
     "hart_id",

@@ -30,6 +30,7 @@ STATUS_MPP = 3 << 11
 STATUS_FS = 3 << 13
 STATUS_MPRV = 1 << 17
 SUPERVISOR_TIMER = 1 << 5
+MACHINE_TIMER = 1 << 7
 STCE = 1 << 63
 STEPS_PER_TICK = 10  # the virtual clock: 10 MHz ticks of 10 instructions each
 TICKS_PER_SECOND = 10_000_000
@@ -63,13 +64,18 @@ def timer_is_ours(s: State) -> int:
 
 @native
 def update_timer(s: State) -> int:
-    """Compare the timer and set or clear STIP."""
+    """Compare the timers and set or clear STIP and, on a bare board, MTIP."""
     s.last_clock_steps = s.steps
     if timer_is_ours(s):
         if s.stimecmp != NEVER and guest_time(s) >= s.stimecmp:
             s.lines = s.lines | SUPERVISOR_TIMER
         else:
             s.lines = s.lines & ~SUPERVISOR_TIMER
+    if s.machine_timer:
+        if s.mtimecmp != NEVER and guest_time(s) >= s.mtimecmp:
+            s.lines = s.lines | MACHINE_TIMER
+        else:
+            s.lines = s.lines & ~MACHINE_TIMER
     return 0
 
 
@@ -184,9 +190,14 @@ def new_slice(s: State) -> int:
 @native
 def steps_to_deadline(s: State) -> int:
     """On the virtual clock: the length of a slice that ends exactly when the timer fires."""
-    if not timer_is_ours(s) or s.lines & SUPERVISOR_TIMER:
+    deadline = NEVER
+    if timer_is_ours(s) and not s.lines & SUPERVISOR_TIMER:
+        deadline = s.stimecmp
+    if s.machine_timer and not s.lines & MACHINE_TIMER and s.mtimecmp < deadline:
+        deadline = s.mtimecmp
+    if deadline == NEVER:
         return SLICE
-    ticks = s.stimecmp - guest_time(s)
+    ticks = deadline - guest_time(s)
     if ticks > SLICE:
         return SLICE
     steps = ticks * STEPS_PER_TICK - s.steps % STEPS_PER_TICK
