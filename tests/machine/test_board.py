@@ -281,7 +281,7 @@ def test_loader_reads_elf(tmp_path: Path) -> None:
     (tmp_path / "elf").write_bytes(header + segment + b"12345678")
     ram = bytearray(b"\xff" * 0x3000)
     kernel = loader.load_kernel(GuestMemory(memoryview(ram), RAM_BASE), tmp_path / "elf")
-    assert kernel == loader.Kernel(RAM_BASE + 4, RAM_BASE + 0x1018)
+    assert kernel == loader.Kernel(RAM_BASE + 4, RAM_BASE + 0x1000, RAM_BASE + 0x1018)
     assert ram[0x1000:0x1019] == b"12345678" + bytes(16) + b"\xff"
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 from .cpio import CpioEntry, read_cpio, write_cpio
 from .debian import COMMAND_LINE, IMAGE_NAME, MODULES, SUITE, build_debian
 from .initramfs import overlay
+from .opensbi import FIRMWARE_NAME, build_opensbi
 from .progress import Progress, silent
 from .store import Image, ImageStore, Manifest, SourcePackage, default_root
 
 __all__ = [
     "COMMAND_LINE",
+    "FIRMWARE_NAME",
     "IMAGE_NAME",
     "MODULES",
     "SUITE",
@@ -26,6 +28,7 @@ __all__ = [
     "Progress",
     "SourcePackage",
     "build_debian",
+    "build_opensbi",
     "default_root",
     "overlay",
     "read_cpio",

@@ -93,13 +93,13 @@ def build_debian(
     """
     store = store or ImageStore()
     chosen = tuple(dict.fromkeys(module_name(name) for name in modules))
-    transfer = transfer or Transfer(proxies=_proxies(apt_root))
+    transfer = transfer or Transfer(proxies=find_proxies(apt_root))
     builder = _Builder(store, transfer, suite, chosen, progress)
     if not refresh and (image := builder.current()):
         return image
-    mirrors = _mirrors(mirror, keyring, apt_root)
+    mirrors = find_mirrors(mirror, keyring, apt_root)
     with (
-        _disk_errors(store.root),
+        disk_errors(store.root),
         store.building(lambda: progress("wait for another build", 0, 0)) as staging,
     ):
         if not refresh and (image := builder.current()):
@@ -111,14 +111,65 @@ def build_debian(
         return builder.assemble(sources, staging)
 
 
-class _Builder:
+class OpenedArchive(NamedTuple):
+    """An archive's package list, and what vouches for it."""
+
+    packages: Path
+    signers: tuple[str, ...]
+    unverified_because: str
+
+
+class ArchiveReader:
+    """Reads a mirror of the Debian archive: its signed release, package list and packages."""
+
+    def __init__(self, store: ImageStore, transfer: Transfer, suite: str, progress: Progress) -> None:
+        self._store, self._transfer, self._suite = store, transfer, suite
+        self._progress = progress
+
+    def open_archive(self, mirror: DebianMirror) -> OpenedArchive:
+        """Fetch and check release and package list; raises what `build_debian` raises."""
+        base = f"{mirror.url}/dists/{self._suite}"
+        self._progress("read the archive's release", 0, 0)
+        message = self._transfer.read(f"{base}/InRelease", limit=_RELEASE_LIMIT_BYTES)
+        signed = verify_clearsigned(message, mirror.keyring)
+        release = parse_release(signed.text)
+        release.require(suite=self._suite, architecture=ARCHITECTURE)
+        index = self._fetch_index(base, release)
+        self._progress("read the package list", 0, 0)
+        return OpenedArchive(index, signed.signers, signed.unverified_because)
+
+    def _fetch_index(self, base: str, release: Release) -> Path:
+        blob = release.files.get(_INDEX)
+        if blob is None:
+            raise ImageError(
+                f"{base} has no {_INDEX}",
+                hint="use another mirror with --mirror URL",
+                reason="ARCHIVE_MALFORMED",
+            )
+        step = "fetch the package list"
+        if release.fields.get("acquire-by-hash") == "yes":
+            # The name by hash keeps index and Release together while a mirror is being updated.
+            by_hash = f"{base}/{_INDEX.rpartition('/')[0]}/by-hash/SHA256/{blob.sha256}"
+            with suppress(MissingError):
+                return self._fetch(by_hash, blob, step)
+        return self._fetch(f"{base}/{_INDEX}", blob, step)
+
+    def _fetch(self, url: str, blob: Blob, step: str) -> Path:
+        return self._transfer.fetch(url, blob, self._store.downloads, step=step, progress=self._progress)
+
+    def fetch_package(self, source: SourcePackage, step: str) -> Path:
+        """Fetch a package and check its hash."""
+        return self._fetch(source.url, Blob(source.sha256, source.size), step)
+
+
+class _Builder(ArchiveReader):
     """One build: its inputs, and the steps from mirrors to an image."""
 
     def __init__(
         self, store: ImageStore, transfer: Transfer, suite: str, modules: tuple[str, ...], progress: Progress
     ) -> None:
-        self._store, self._transfer, self._suite = store, transfer, suite
-        self._modules, self._progress = modules, progress
+        super().__init__(store, transfer, suite, progress)
+        self._modules = modules
         self._recipe = _recipe(suite, modules)
 
     def current(self) -> Image | None:
@@ -155,45 +206,20 @@ class _Builder:
         return _Sources(kernel, busybox, image.manifest.signers, image.manifest.unverified_because)
 
     def _read_archive(self, mirror: DebianMirror) -> _Sources:
-        base = f"{mirror.url}/dists/{self._suite}"
-        self._progress("read the archive's release", 0, 0)
-        message = self._transfer.read(f"{base}/InRelease", limit=_RELEASE_LIMIT_BYTES)
-        signed = verify_clearsigned(message, mirror.keyring)
-        release = parse_release(signed.text)
-        release.require(suite=self._suite, architecture=ARCHITECTURE)
-        index = self._fetch_index(base, release)
-        self._progress("read the package list", 0, 0)
+        opened = self.open_archive(mirror)
+        index = opened.packages
         found = read_packages(index, [_KERNEL_META_PACKAGE, _BUSYBOX_PACKAGE])
         kernel_name = dependency(_require(found, _KERNEL_META_PACKAGE), "linux-image-")
         kernel = _require(read_packages(index, [kernel_name]), kernel_name)
         busybox = _require(found, _BUSYBOX_PACKAGE)
         return _Sources(
-            _source(kernel, mirror), _source(busybox, mirror), signed.signers, signed.unverified_because
+            _source(kernel, mirror), _source(busybox, mirror), opened.signers, opened.unverified_because
         )
-
-    def _fetch_index(self, base: str, release: Release) -> Path:
-        blob = release.files.get(_INDEX)
-        if blob is None:
-            raise ImageError(
-                f"{base} has no {_INDEX}",
-                hint="use another mirror with --mirror URL",
-                reason="ARCHIVE_MALFORMED",
-            )
-        step = "fetch the package list"
-        if release.fields.get("acquire-by-hash") == "yes":
-            # The name by hash keeps index and Release together while a mirror is being updated.
-            by_hash = f"{base}/{_INDEX.rpartition('/')[0]}/by-hash/SHA256/{blob.sha256}"
-            with suppress(MissingError):
-                return self._fetch(by_hash, blob, step)
-        return self._fetch(f"{base}/{_INDEX}", blob, step)
-
-    def _fetch(self, url: str, blob: Blob, step: str) -> Path:
-        return self._transfer.fetch(url, blob, self._store.downloads, step=step, progress=self._progress)
 
     def assemble(self, sources: _Sources, staging: Path) -> Image:
         """Fetch the packages, make the image of them and publish it."""
-        busybox_file = self._fetch_package(sources.busybox, "fetch busybox")
-        kernel_file = self._fetch_package(sources.kernel, "fetch the kernel")
+        busybox_file = self.fetch_package(sources.busybox, "fetch busybox")
+        kernel_file = self.fetch_package(sources.kernel, "fetch the kernel")
         busybox = _unpack_busybox(busybox_file)
         kernel = _unpack_kernel(kernel_file, self._modules, self._progress)
         self._progress("assemble the image", 0, 0)
@@ -214,9 +240,6 @@ class _Builder:
         )
         return self._store.publish(manifest, kernel.image, initramfs, staging)
 
-    def _fetch_package(self, source: SourcePackage, step: str) -> Path:
-        return self._fetch(source.url, Blob(source.sha256, source.size), step)
-
 
 def _recipe(suite: str, modules: tuple[str, ...]) -> str:
     """Return a hash of everything but the packages that decides what the image holds."""
@@ -225,7 +248,8 @@ def _recipe(suite: str, modules: tuple[str, ...]) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _mirrors(mirror: str | None, keyring: Path | None, apt_root: Path) -> list[DebianMirror]:
+def find_mirrors(mirror: str | None, keyring: Path | None, apt_root: Path) -> list[DebianMirror]:
+    """Return the mirrors to try: the one that is named, else those of apt's configuration."""
     named = mirror or os.environ.get("SERAI_MIRROR")
     if named:
         if not named.startswith(("http://", "https://")):
@@ -245,7 +269,7 @@ def _mirrors(mirror: str | None, keyring: Path | None, apt_root: Path) -> list[D
     return found
 
 
-def _proxies(apt_root: Path) -> dict[str, str] | None:
+def find_proxies(apt_root: Path) -> dict[str, str] | None:
     """Return apt's proxies, or None for those of the environment."""
     return proxies(apt_root) or None
 
@@ -259,6 +283,11 @@ def _require(found: dict[str, Package], name: str) -> Package:
             package=name,
         )
     return found[name]
+
+
+def package_of(found: dict[str, Package], name: str, mirror: DebianMirror) -> SourcePackage:
+    """Return where a package is; ImageError when the archive has none of that name."""
+    return _source(_require(found, name), mirror)
 
 
 def _source(package: Package, mirror: DebianMirror) -> SourcePackage:
@@ -324,7 +353,7 @@ def _record(data: bytes) -> FileRecord:
 
 
 @contextmanager
-def _disk_errors(root: Path) -> Iterator[None]:
+def disk_errors(root: Path) -> Iterator[None]:
     """Turn what the file system refuses into one clear error."""
     try:
         yield

@@ -15,7 +15,7 @@ from serai.machine import cpio
 from serai.machine.errors import GuestAccessError, LoadError
 from serai.machine.memory import PAGE_SIZE, GuestMemory
 
-_IMAGE_HEADER = struct.Struct("<8xQQQ24x4x4s4x")
+_IMAGE_HEADER = struct.Struct("<8xQQQ24x4s4x")
 _IMAGE_MAGIC = b"RSC\x05"
 _IMAGE_MAGIC_OFFSET = 0x38
 _HEADER_BYTES = 64

@@ -14,7 +14,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from serai.cli.app import Output, group
 from serai.cli.output import Column, Format, age, binary_size, done, print_table, show_data, stderr
-from serai.images import Image, ImageStore, build_debian
+from serai.errors import SeraiError
+from serai.images import Image, ImageStore, build_debian, build_opensbi
 from serai.images import Progress as ProgressListener
 
 app = group("Guest images.")
@@ -24,6 +25,7 @@ class Recipe(enum.StrEnum):
     """What can be built."""
 
     DEBIAN = "debian"
+    OPENSBI = "opensbi"
 
 
 _COLUMNS = (
@@ -38,7 +40,10 @@ _COLUMNS = (
 
 @app.command("build")
 def build(
-    recipe: Annotated[Recipe, typer.Argument(metavar="IMAGE", help="debian")],
+    recipe: Annotated[
+        Recipe,
+        typer.Argument(metavar="IMAGE", help="debian, or opensbi: the firmware of guests in mode full"),
+    ],
     mirror: Annotated[
         str | None,
         typer.Option(
@@ -47,12 +52,32 @@ def build(
     ] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Ask the mirror for newer packages.")] = False,
 ) -> None:
-    """Build an image from the packages of a Debian mirror; no root needed. Does nothing when it is there."""
+    """Build an image from the packages of a Debian mirror; no root needed. Does nothing when it is there.
+
+    With debian comes the firmware that guests in mode full need, where the mirror has it.
+    """
     with _progress_display() as listener:
-        image = build_debian(mirror=mirror, refresh=refresh, progress=listener)
-    done(f"image/{recipe.value}", f"ready: Linux {image.kernel_release}, {binary_size(image.size)}")
+        if recipe is Recipe.DEBIAN:
+            image = build_debian(mirror=mirror, refresh=refresh, progress=listener)
+            firmware_problem = _try_firmware(mirror, refresh, listener)
+        else:
+            image = build_opensbi(mirror=mirror, refresh=refresh, progress=listener)
+            firmware_problem = ""
+    what = f"Linux {image.kernel_release}" if recipe is Recipe.DEBIAN else image.kernel_release
+    done(f"image/{recipe.value}", f"ready: {what}, {binary_size(image.size)}")
+    if firmware_problem:
+        stderr.print(f"no firmware, so no guests in mode full: {firmware_problem}")
     if not image.signature_verified:
         stderr.print(f"checked by the archive's hashes only: {image.manifest.unverified_because}")
+
+
+def _try_firmware(mirror: str | None, refresh: bool, listener: ProgressListener) -> str:
+    """Build the firmware; returns why it cannot be had, which is no reason to fail."""
+    try:
+        build_opensbi(mirror=mirror, refresh=refresh, progress=listener)
+    except SeraiError as problem:
+        return problem.message
+    return ""
 
 
 @app.command("list")
