@@ -51,6 +51,7 @@ class Site:
             "vcpus": 8,
             "memory": 64 * MEBIBYTE,
             "stop_grace_s": 0.2,
+            "orphan_s": 0,
             "log_format": "json",
             **changes,
         }

@@ -64,7 +64,7 @@ class Agent:
     ) -> None:
         self.settings = settings
         self.credentials = load_credentials(settings)
-        self.driver = driver or make_driver(settings.driver)
+        self.driver = driver or make_driver(settings)
         self.images = images or open_images(settings)
         self.tasks = TaskSet()
         self.inventory = Inventory()
@@ -118,7 +118,9 @@ class Agent:
         self._on_close(self.data_plane.close)
         await self.data_plane.start()
         self._compose()
-        self.guests.load()
+        # Before anybody can ask whose a guest is: the answer depends on whether it lives.
+        await self.guests.load()
+        await self._segments.load()
         server = await create_server(self.credentials, self.settings.listen, self._services(), access_table())
         self._on_close(server.close)
         self._set_addresses(self._advertised(server.address), self._advertised(self.data_plane.data_address))
@@ -169,6 +171,7 @@ class Agent:
             on_permit=self.departures.forget_departed,
         )
         self._channels = ChannelService(self.data_plane)
+        self._segments = SegmentService(self.data_plane, self.peers, self.inventory, self.records)
 
     def _services(self) -> list[Service]:
         guests = GuestService(
@@ -178,12 +181,11 @@ class Agent:
             self.departures.delete_departed,
             self._end_migrations,
         )
-        segments = SegmentService(self.data_plane, self.peers, self.inventory)
         migrations = MigrationService(self.departures, self.arrivals)
         return [
             (add_NodeServiceServicer_to_server, self._scoped(self.node)),
             (add_GuestServiceServicer_to_server, self._scoped(guests)),
-            (add_SegmentServiceServicer_to_server, self._scoped(segments)),
+            (add_SegmentServiceServicer_to_server, self._scoped(self._segments)),
             (add_MigrationServiceServicer_to_server, self._scoped(migrations)),
             (add_MigrationPeerServiceServicer_to_server, MigrationPeerService(self.arrivals)),
             (add_ChannelServiceServicer_to_server, self._channels),
@@ -241,10 +243,13 @@ def load_credentials(settings: AgentSettings) -> Credentials:
     return credentials
 
 
-def make_driver(name: str) -> Driver:
+def make_driver(settings: AgentSettings) -> Driver:
     """The hypervisor back end of the settings; imported only when it is the one."""
-    module, factory = _DRIVERS[name]
-    return cast(Driver, getattr(importlib.import_module(module), factory)())
+    module, factory = _DRIVERS[settings.driver]
+    make = getattr(importlib.import_module(module), factory)
+    if settings.driver == "emulated":
+        return cast(Driver, make(settings.state_dir / "guests", orphan_seconds=settings.orphan_s))
+    return cast(Driver, make())
 
 
 def open_images(settings: AgentSettings) -> ImageSource:

@@ -197,7 +197,9 @@ class Departures:
             return
         name = hosted.migration
         outgoing = self._running.get(name)
-        if outgoing is not None and outgoing.undecided:
+        # Without a task to decide it, it is one that an earlier run of the agent left.
+        undecided = hosted.presence is Presence.OUTGOING if outgoing is None else outgoing.undecided
+        if undecided:
             raise StateError(
                 f"{hosted.name} was handed over, and its destination has not said whether it has it",
                 hint="wait until the destination can be reached",
@@ -242,7 +244,10 @@ class Departures:
                 log.warning("undecided whose %s is: %s", record.uid, error)
                 await asyncio.sleep(_SETTLE_PAUSE_S)
         if holder is Holder.DESTINATION:
+            await self._guests.let_go(record.uid)
             await asyncio.to_thread(self._records.settle, record.uid)
+            return
+        if await self._guests.reclaim(record.uid, record.epoch + 1):
             return
         await self._own_the_lost(record)
 

@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from serai.agent.capacity import Capacity, Demand
 from serai.agent.inventory import Hosted, Inventory, Presence
-from serai.agent.records import Holding, Records
+from serai.agent.records import Holding, Record, Records
 from serai.agent.spec import ImageSource, build_config, check_guest_id, check_spec, demand_of, guest_name
 from serai.agent.tasks import TaskSet
 from serai.errors import CapacityError, InvalidInputError, SeraiError, StateError
@@ -61,22 +61,97 @@ class Guests:
         self.on_gone: Callable[[Hosted], None] = lambda hosted: None
         """Called when a guest has been deleted."""
 
-    def load(self) -> None:
-        """List what the records say this node owns; it ended with the agent's last run."""
+    async def load(self) -> None:
+        """List what the records say this node owns, and adopt those whose processes outlived the agent.
+
+        A process is adopted only for a guest that the records give to this node, or that it keeps frozen for
+        one which may not have got it; every other is ended.
+        """
         for record in self._records.all():
-            if record.holding is not Holding.OWNED:
-                continue
-            facts = guest_pb2.Guest.FromString(record.guest)
+            if record.holding is Holding.OWNED:
+                await self._load_owned(record)
+            elif record.holding is Holding.HANDED and not record.settled:
+                await self._load_frozen(record)
+        for uid in self._driver.survivors():
+            log.warning("ending the process of guest %s, which is not this node's", uid, extra={"guest": uid})
+            self._driver.discard(uid)
+
+    async def _load_owned(self, record: Record) -> None:
+        facts = guest_pb2.Guest.FromString(record.guest)
+        machine = await self._adopt_process(facts)
+        if machine is None:
             if facts.state in (guest_pb2.Guest.RUNNING, guest_pb2.Guest.PAUSED):
                 facts.state, facts.status_message, facts.ready = guest_pb2.Guest.FAILED, _AGENT_ENDED, False
             elif facts.state == guest_pb2.Guest.DEFINED:
                 facts.state = guest_pb2.Guest.STOPPED
-            with contextlib.suppress(CapacityError):
-                # None is left when the settings have shrunk; such a guest is listed and does not start.
-                self._capacity.reserve(facts.uid, demand_of(facts.spec))
-            self._inventory.add(Hosted(facts, None))
-            if record.request_id:
-                self._requests[record.request_id] = facts.uid
+        hosted = Hosted(facts, None)
+        self._keep_room(facts)
+        self._inventory.add(hosted)
+        if record.request_id:
+            self._requests[record.request_id] = facts.uid
+        if machine is not None:
+            self.adopt(hosted, machine)
+            log.info("adopted %s, which is %s", hosted.name, machine.state.value, extra={"guest": facts.uid})
+            await self._go_on(hosted, machine)
+
+    async def _load_frozen(self, record: Record) -> None:
+        """Handed over, not acknowledged: the copy here stays frozen until it is known whose it is."""
+        facts = guest_pb2.Guest.FromString(record.guest)
+        machine = await self._adopt_process(facts)
+        if machine is None:
+            return
+        if machine.state is not GuestState.PAUSED:
+            await machine.close()
+            return
+        hosted = Hosted(facts, None, Presence.OUTGOING)
+        hosted.migration = record.migration
+        self._keep_room(facts)
+        self._inventory.add(hosted)
+        self.adopt(hosted, machine)
+        for interface in facts.spec.interfaces:
+            self._data_plane.hold_port(facts.uid, interface.name)
+
+    def _keep_room(self, facts: guest_pb2.Guest) -> None:
+        # None is left when the settings have shrunk; such a guest is listed and does not start.
+        with contextlib.suppress(CapacityError):
+            self._capacity.reserve(facts.uid, demand_of(facts.spec))
+
+    async def _adopt_process(self, facts: guest_pb2.Guest) -> Machine | None:
+        if facts.uid not in self._driver.survivors():
+            return None
+        try:
+            return await self._driver.adopt(build_config(facts.uid, facts.spec, None))
+        except SeraiError as error:
+            log.error("%s cannot be adopted: %s", facts.name, error, extra={"guest": facts.uid})
+            self._driver.discard(facts.uid)
+            return None
+
+    async def _go_on(self, hosted: Hosted, machine: Machine) -> None:
+        """Run a guest of this node that the end of its agent caught frozen, and note what it said since."""
+        try:
+            if machine.state is GuestState.PAUSED:
+                await machine.resume()
+            await self._note_change(hosted, machine)
+        except SeraiError as error:
+            log.error("%s cannot go on: %s", hosted.name, error, extra={"guest": hosted.uid})
+
+    async def reclaim(self, uid: str, epoch: int) -> bool:
+        """Run the frozen copy of a guest that its destination never got; whether there is one."""
+        hosted = self._inventory.find(uid)
+        if hosted is None or hosted.machine is None or hosted.presence is not Presence.OUTGOING:
+            return False
+        hosted.facts.epoch = epoch
+        await asyncio.to_thread(self._records.own, uid, epoch, hosted.facts.SerializeToString())
+        hosted.presence, hosted.migration = Presence.OWNED, ""
+        self.wire(hosted)
+        await self._go_on(hosted, hosted.machine)
+        return True
+
+    async def let_go(self, uid: str) -> None:
+        """Free the frozen copy of a guest that its destination has."""
+        hosted = self._inventory.find(uid)
+        if hosted is not None and hosted.presence is Presence.OUTGOING:
+            await self.release(hosted)
 
     async def create(
         self, guest_id: str, spec: guest_pb2.GuestSpec, *, start: bool = False, request_id: str = ""

@@ -31,6 +31,13 @@ CREATE TABLE IF NOT EXISTS guest (
     guest BLOB NOT NULL
 ) STRICT
 """
+_SEGMENTS = """
+CREATE TABLE IF NOT EXISTS segment (
+    name TEXT PRIMARY KEY,
+    activated INTEGER NOT NULL DEFAULT 0,
+    request BLOB NOT NULL
+) STRICT
+"""
 _VERSION = 1
 
 
@@ -156,6 +163,30 @@ class Records:
                 (uid,),
             )
 
+    def add_segment(self, name: str, request: bytes) -> None:
+        """Keep how a segment was asked for; the same again changes nothing."""
+        with self._change() as database:
+            database.execute("INSERT OR IGNORE INTO segment (name, request) VALUES (?, ?)", (name, request))
+
+    def activate_segment(self, name: str) -> None:
+        """It was activated after all others."""
+        with self._change() as database:
+            database.execute(
+                "UPDATE segment SET activated = 1 + (SELECT max(activated) FROM segment) WHERE name = ?",
+                (name,),
+            )
+
+    def delete_segment(self, name: str) -> None:
+        """Forget it."""
+        with self._change() as database:
+            database.execute("DELETE FROM segment WHERE name = ?", (name,))
+
+    def segments(self) -> list[tuple[str, int, bytes]]:
+        """Name, order of activation (0: never) and request of each, in the order of their creation."""
+        with self._guard:
+            rows = self._database.execute("SELECT * FROM segment ORDER BY rowid").fetchall()
+        return [(row["name"], row["activated"], row["request"]) for row in rows]
+
     def _expect_higher(self, database: sqlite3.Connection, uid: str, epoch: int) -> None:
         row = database.execute("SELECT epoch, holding FROM guest WHERE uid = ?", (uid,)).fetchone()
         if row is not None and row["epoch"] >= epoch:
@@ -266,6 +297,7 @@ def _open_database(path: Path) -> sqlite3.Connection:
                 hint="run that version, or choose another --state-dir",
             )
         database.execute(_SCHEMA)
+        database.execute(_SEGMENTS)
         database.execute(f"PRAGMA user_version = {_VERSION}")
     except BaseException:
         database.close()

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 from serai.agent.inventory import Inventory
 from serai.agent.pages import paginate
 from serai.agent.peers import Peers
+from serai.agent.records import Records
 from serai.agent.spec import check_guest_id, guest_name, parse_guest_name
-from serai.errors import InvalidInputError, NotFoundError
+from serai.errors import InvalidInputError, NotFoundError, SeraiError
 from serai.network import switch
 from serai.network.dataplane import DataPlane, SegmentStatus
 from serai.v1 import link_pb2 as pb
 from serai.v1.link_pb2_grpc import SegmentServiceServicer
 
+log = logging.getLogger(__name__)
+
 
 class SegmentService(SegmentServiceServicer):
-    """Segments by name."""
+    """Segments by name; kept in the records, so that they are there again before the guests' frames are."""
 
-    def __init__(self, data_plane: DataPlane, peers: Peers, inventory: Inventory) -> None:
+    def __init__(self, data_plane: DataPlane, peers: Peers, inventory: Inventory, records: Records) -> None:
+        self._records = records
         self._data_plane = data_plane
         self._peers = peers
         self._inventory = inventory
@@ -27,6 +34,26 @@ class SegmentService(SegmentServiceServicer):
 
     async def CreateSegment(self, request: pb.CreateSegmentRequest, context: Any) -> pb.Segment:
         """Connect two points; the same again is no error."""
+        status = await self._create(request)
+        await asyncio.to_thread(
+            self._records.add_segment, request.segment_id, request.SerializeToString(deterministic=True)
+        )
+        return self._describe(status)
+
+    async def load(self) -> None:
+        """Make the segments of the agent's last run again, active where they were."""
+        kept = self._records.segments()
+        for name, _, serialized in kept:
+            try:
+                await self._create(pb.CreateSegmentRequest.FromString(serialized))
+            except SeraiError as error:
+                log.error("segment %s cannot be made again: %s", name, error)
+        for name, activated, _ in sorted(kept, key=lambda item: item[1]):
+            if activated:
+                with contextlib.suppress(NotFoundError):
+                    self._data_plane.activate_segment(name)
+
+    async def _create(self, request: pb.CreateSegmentRequest) -> SegmentStatus:
         segment = request.segment
         config = switch.SegmentConfig(
             name=check_guest_id(request.segment_id),
@@ -35,16 +62,21 @@ class SegmentService(SegmentServiceServicer):
             bandwidth_bps=segment.bandwidth_bps,
             delay_seconds=segment.delay_ms / 1000,
         )
-        return self._describe(self._data_plane.create_segment(config))
+        return self._data_plane.create_segment(config)
 
     async def ActivateSegment(self, request: pb.ActivateSegmentRequest, context: Any) -> pb.Segment:
         """Frames leave over it from now on."""
-        return self._describe(self._data_plane.activate_segment(_segment_id(request.name)))
+        name = _segment_id(request.name)
+        status = self._data_plane.activate_segment(name)
+        await asyncio.to_thread(self._records.activate_segment, name)
+        return self._describe(status)
 
     async def DeleteSegment(self, request: pb.DeleteSegmentRequest, context: Any) -> pb.DeleteSegmentResponse:
         """Remove it."""
+        name = _segment_id(request.name)
+        await asyncio.to_thread(self._records.delete_segment, name)
         try:
-            self._data_plane.delete_segment(_segment_id(request.name))
+            self._data_plane.delete_segment(name)
         except NotFoundError:
             if not request.allow_missing:
                 raise

@@ -43,6 +43,11 @@ class AgentSettings(DaemonSettings):
     stop_grace_s: float = Field(
         3.0, ge=0, description="seconds a guest gets to power off when the agent stops"
     )
+    orphan_s: float = Field(
+        600.0,
+        ge=0,
+        description="seconds guests wait for the agent to come back after it was killed; 0: they end with it",
+    )
     redirect_s: float = Field(
         60.0, ge=0, description="seconds that frames for a guest that left are sent after it"
     )

@@ -216,6 +216,20 @@ class Driver(abc.ABC):
     async def create_incoming(self, config: GuestConfig) -> Guest:
         """As `create`, for a guest whose RAM and state will arrive; kernel and initramfs are not read."""
 
+    def survivors(self) -> list[str]:
+        """Uids of guests whose processes may have outlived the agent's last run."""
+        return []
+
+    async def adopt(self, config: GuestConfig) -> Guest | None:
+        """Take over a survivor, DEFINED, RUNNING or PAUSED; None when its process has ended.
+
+        Raises HypervisorError when its process cannot be spoken to.
+        """
+        return None
+
+    def discard(self, uid: str) -> None:  # noqa: B027 - drivers without survivors need nothing
+        """End a survivor that is not this node's any more. Never raises."""
+
     @abc.abstractmethod
     async def close(self) -> None:
         """End every guest and everything `open` started."""

@@ -2,7 +2,8 @@
 
 A guest's process is forked from the zygote and confined; it shares the guest's RAM with the agent through a
 memfd and is spoken to as `serai.machine.protocol` says. When it dies, its guest is FAILED with the reason,
-and nobody else is harmed; when the agent dies, it ends by itself.
+and nobody else is harmed; when the agent dies, it goes on for a while and can be adopted by the next
+(`serai.hypervisor.survivors`), or, without a directory for that, ends at once.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import logging
 import mmap
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 from serai.errors import AlreadyExistsError, HypervisorError
-from serai.hypervisor.base import BaseGuest
+from serai.hypervisor.base import SCROLLBACK_BYTES, BaseGuest
 from serai.hypervisor.driver import (
     Driver,
     FramePort,
@@ -26,7 +28,8 @@ from serai.hypervisor.driver import (
 )
 from serai.hypervisor.guest_link import GuestLink
 from serai.hypervisor.ports import EmulatedPort
-from serai.hypervisor.zygote_link import ChildProcess, ZygoteLink, describe_exit
+from serai.hypervisor.survivors import Survivor, Survivors
+from serai.hypervisor.zygote_link import AdoptedProcess, ChildProcess, ZygoteLink, describe_exit
 from serai.machine import protocol
 from serai.machine.board import Disk, MachineConfig, NetworkInterface
 from serai.machine.errors import ConfigurationError
@@ -46,7 +49,9 @@ _ENDED = (GuestState.STOPPED, GuestState.FAILED)
 class EmulatedGuest(BaseGuest):
     """A guest and its process."""
 
-    def __init__(self, driver: EmulatedDriver, config: GuestConfig, *, incoming: bool) -> None:
+    def __init__(
+        self, driver: EmulatedDriver, config: GuestConfig, *, incoming: bool, ram_file: int = -1
+    ) -> None:
         super().__init__(config)
         self._driver = driver
         self._incoming = incoming
@@ -59,8 +64,10 @@ class EmulatedGuest(BaseGuest):
         self._ended = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
-        self._ram_file = os.memfd_create(f"serai-{config.uid}"[:200], os.MFD_CLOEXEC)
-        os.ftruncate(self._ram_file, config.memory_bytes)
+        self._ram_file = ram_file
+        if ram_file < 0:
+            self._ram_file = os.memfd_create(f"serai-{config.uid}"[:200], os.MFD_CLOEXEC)
+            os.ftruncate(self._ram_file, config.memory_bytes)
         self._memory = mmap.mmap(self._ram_file, config.memory_bytes)
         self._view = memoryview(self._memory)
 
@@ -71,6 +78,7 @@ class EmulatedGuest(BaseGuest):
         control, their_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         console, their_console = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         theirs = [their_control, their_console]
+        survivors, orphan_seconds = self._driver.survival
         self._link = GuestLink(self.uid, control, self._event_received, self._link_ended)
         self._open_console(console)
         try:
@@ -78,14 +86,34 @@ class EmulatedGuest(BaseGuest):
                 ours, their_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 theirs.append(their_end)
                 self._ports[interface.name] = EmulatedPort(interface.name, ours)
+            if survivors is not None:
+                theirs.append(survivors.listen(self.uid))
             descriptors = [self._ram_file, *(end.fileno() for end in theirs)]
-            self._child = await zygote.fork(descriptors, len(self.config.interfaces))
+            self._child = await zygote.fork(
+                descriptors, len(self.config.interfaces), orphan_seconds=orphan_seconds
+            )
+            if survivors is not None:
+                survivors.note(self.uid, self._child.pid)
         finally:
             for end in theirs:
                 end.close()
         self._watcher = self._loop.create_task(self._watch_process(self._child))
         fields = protocol.config_to_fields(machine_config(self.config))
         await self._request("configure", version=protocol.VERSION, config=fields)
+
+    def adopt(self, survivor: Survivor) -> None:
+        """Be the guest of a process that an earlier agent started."""
+        for interface, link in zip(self.config.interfaces, survivor.frames, strict=True):
+            self._ports[interface.name] = EmulatedPort(interface.name, link)
+        self._open_console(survivor.console)
+        self._scrollback[:] = survivor.scrollback[-SCROLLBACK_BYTES:]
+        self._take_statistics(survivor.statistics)
+        self._child = AdoptedProcess(survivor.pid, survivor.pidfd)
+        self.state = GuestState(survivor.state)
+        self._link = GuestLink(
+            self.uid, survivor.control, self._event_received, self._link_ended, received=survivor.rest
+        )
+        self._watcher = self._loop.create_task(self._watch_process(self._child))
 
     def _open_console(self, console: socket.socket) -> None:
         console.setblocking(False)
@@ -323,7 +351,13 @@ class EmulatedGuest(BaseGuest):
 class EmulatedDriver(Driver):
     """Creates emulated guests; `guests` are those not closed yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path | None = None, *, orphan_seconds: float = 0.0) -> None:
+        """Guests outlive the agent by `orphan_seconds`, findable in `directory`; without, not at all."""
+        wanted = directory is not None and orphan_seconds > 0
+        self.survival = (
+            Survivors(directory) if wanted and directory is not None else None,
+            orphan_seconds if wanted else 0.0,
+        )
         self.guests: dict[str, EmulatedGuest] = {}
         self._zygote: ZygoteLink | None = None
         self._starting = asyncio.Lock()
@@ -334,7 +368,8 @@ class EmulatedDriver(Driver):
             if self._zygote is None or not self._zygote.alive:
                 if self._zygote is not None:
                     await self._zygote.close()
-                zygote = ZygoteLink()
+                survivors, _ = self.survival
+                zygote = ZygoteLink(None if survivors is None else survivors.log_file)
                 await zygote.start()
                 self._zygote = zygote
 
@@ -369,10 +404,38 @@ class EmulatedDriver(Driver):
             raise
         return guest
 
+    def survivors(self) -> list[str]:
+        """See `Driver.survivors`."""
+        survivors, _ = self.survival
+        return [] if survivors is None else [uid for uid in survivors.uids() if uid not in self.guests]
+
+    async def adopt(self, config: GuestConfig) -> EmulatedGuest | None:
+        """See `Driver.adopt`."""
+        survivors, _ = self.survival
+        if survivors is None:
+            return None
+        survivor = await survivors.adopt(config.uid, len(config.interfaces))
+        if survivor is None:
+            survivors.forget(config.uid)
+            return None
+        guest = EmulatedGuest(self, config, incoming=False, ram_file=survivor.ram_file)
+        self.guests[config.uid] = guest
+        guest.adopt(survivor)
+        return guest
+
+    def discard(self, uid: str) -> None:
+        """See `Driver.discard`."""
+        survivors, _ = self.survival
+        if survivors is not None and uid not in self.guests:
+            survivors.discard(uid)
+
     def forget(self, guest: EmulatedGuest) -> None:
         """Free the uid of a closed guest."""
         if self.guests.get(guest.uid) is guest:
             del self.guests[guest.uid]
+            survivors, _ = self.survival
+            if survivors is not None:
+                survivors.forget(guest.uid)
 
     async def close(self) -> None:
         """See `Driver.close`."""

@@ -29,6 +29,8 @@ class GuestLink:
         control: socket.socket,
         event: Callable[[dict[str, Any]], None],
         ended: Callable[[], None],
+        *,
+        received: bytes = b"",
     ) -> None:
         self._uid = uid
         self._socket: socket.socket | None = control
@@ -40,6 +42,8 @@ class GuestLink:
         self._sending = asyncio.Lock()
         control.setblocking(False)
         asyncio.get_running_loop().add_reader(control.fileno(), self._readable)
+        for message in self._decoder.feed(received):
+            self._dispatch(message)
 
     async def request(self, operation: str, *, payload: bytes = b"", **fields: Any) -> Message:
         """Ask and wait for the answer. Raises HypervisorError with the guest process's reason."""
@@ -102,7 +106,7 @@ class GuestLink:
             answer.set_result(message)
 
     def close(self) -> None:
-        """Close the socket, which ends the process, and fail what waits for an answer."""
+        """Close the socket and fail what waits for an answer."""
         if self._socket is None:
             return
         asyncio.get_running_loop().remove_reader(self._socket.fileno())

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from serai.errors import HypervisorError
@@ -22,12 +23,17 @@ from serai.errors import HypervisorError
 START_SECONDS = 180.0
 """The first start on a machine compiles the CPU core."""
 
+STATUS_UNKNOWN = -1
+"""Stands for the wait status of a process that was not this agent's zygote's."""
+
 _CLOSE_SECONDS = 5.0
 _MESSAGE_BYTES = 4096
 
 
 def describe_exit(status: int) -> str:
     """A wait status in words."""
+    if status == STATUS_UNKNOWN:
+        return "the guest's process ended; how is not known, as an earlier agent had started it"
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         with contextlib.suppress(ValueError):
@@ -57,10 +63,31 @@ class ChildProcess:
             self._pidfd = -1
 
 
+class AdoptedProcess(ChildProcess):
+    """A guest process of an earlier run of the agent: nobody says how it ends, only that it does."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        super().__init__(pid, pidfd)
+        asyncio.get_running_loop().add_reader(pidfd, self._gone)
+
+    def _gone(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        if not self.exited.done():
+            self.exited.set_result(STATUS_UNKNOWN)
+
+    def close(self) -> None:
+        """Let go of the pidfd."""
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+        super().close()
+
+
 class ZygoteLink:
     """A running zygote. Use `start`; safe for one request at a time, which it sees to itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, log_file: Path | None = None) -> None:
+        """What it and its guests print goes to `log_file`, for guests that outlive this process."""
+        self._log_file = log_file
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._pidfd = -1
@@ -76,13 +103,16 @@ class ZygoteLink:
     async def start(self) -> None:
         """Start the zygote and wait until it is warm. Raises HypervisorError when it does not come up."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        with theirs, contextlib.ExitStack() as stack:
+            output = None if self._log_file is None else stack.enter_context(self._log_file.open("ab"))
             # The zygote must find the same serai, however this process came to it.
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
             self._process = subprocess.Popen(  # noqa: ASYNC220 (exec only, it does not wait)
                 [sys.executable, "-m", "serai.machine.zygote", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
                 env=environment,
                 start_new_session=True,
             )
@@ -104,25 +134,31 @@ class ZygoteLink:
         finally:
             self._reply = None
 
-    async def fork(self, descriptors: list[int], interfaces: int) -> ChildProcess:
-        """A new guest process on these descriptors. Raises HypervisorError."""
+    async def fork(
+        self, descriptors: list[int], interfaces: int, *, orphan_seconds: float = 0.0
+    ) -> ChildProcess:
+        """A new guest process on these descriptors. Raises HypervisorError.
+
+        With `orphan_seconds` the last descriptor is the socket where it waits that long for another agent.
+        """
         async with self._lock:
             if self._socket is None:
                 raise HypervisorError("the guests' zygote is gone", hint="restart the agent")
             loop = asyncio.get_running_loop()
             self._reply = loop.create_future()
+            fields: dict[str, Any] = {"fork": interfaces, "orphan_seconds": orphan_seconds}
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
             try:
-                self._socket.sendmsg([json.dumps({"fork": interfaces}).encode()], [rights])
+                self._socket.sendmsg([json.dumps(fields).encode()], [rights])
                 async with asyncio.timeout(START_SECONDS):
-                    fields, pidfd = await self._reply
+                    answer, pidfd = await self._reply
             except (OSError, TimeoutError) as error:
                 raise HypervisorError(f"the guests' zygote does not answer: {error}") from None
             finally:
                 self._reply = None
-            if "error" in fields:
-                raise HypervisorError(fields["error"])
-            child = self._children[fields["pid"]]
+            if "error" in answer:
+                raise HypervisorError(answer["error"])
+            child = self._children[answer["pid"]]
             assert pidfd >= 0
             return child
 
@@ -159,7 +195,10 @@ class ZygoteLink:
             reason = f"ended with status {status}"
         if self._reply is not None and not self._reply.done():
             self._reply.set_exception(
-                HypervisorError(f"the guests' zygote {reason}", hint="its messages are on standard error")
+                HypervisorError(
+                    f"the guests' zygote {reason}",
+                    hint=f"its messages are in {self._log_file or 'standard error'}",
+                )
             )
         # Its children are nobody's now: their sockets tell of their end, their status is lost.
         self._children.clear()
@@ -171,7 +210,7 @@ class ZygoteLink:
             self._socket = None
 
     async def close(self) -> None:
-        """End the zygote. Guests end with their own sockets."""
+        """End the zygote, not its guests."""
         self._close_socket()
         if self._process is None:
             return

@@ -33,12 +33,24 @@ class FrameLink:
         self._buffer = bytearray(protocol.MAXIMUM_BATCH)
         self._batch = bytearray()
         self._blocked = False
-        self._open = True
-        link.setblocking(False)
         net.transmit = self._transmit
         net.writable = self._writable
         net.served = self._flush
-        watch(link.fileno(), self._ready, select.EPOLLIN)
+        self._connect()
+
+    def _connect(self) -> None:
+        self._open = True
+        self._socket.setblocking(False)
+        self._watch(self._socket.fileno(), self._ready, select.EPOLLIN)
+
+    def reconnect(self, link: socket.socket) -> None:
+        """Go on over another socket, as after the cable was plugged in again."""
+        self._close()
+        self._socket.close()
+        self._socket = link
+        self._batch.clear()
+        self._connect()
+        self._net.resume_transmission()
 
     def _writable(self) -> bool:
         return not self._blocked
@@ -63,6 +75,7 @@ class FrameLink:
         self._batch.clear()
 
     def _ready(self, events: int) -> None:
+        waiting = self._blocked
         if events & select.EPOLLOUT and self._blocked:
             self._blocked = False
             self._flush()
@@ -72,6 +85,8 @@ class FrameLink:
         if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR) and self._open:
             self._receive(_PACKETS_PER_TURN)
             self._net.flush()
+        if waiting and not self._open:
+            self._net.resume_transmission()  # into nowhere
 
     def drain(self) -> None:
         """Take all that the agent has sent into the device's backlog, where it is saved with the guest."""

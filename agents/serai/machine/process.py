@@ -22,6 +22,7 @@ from serai.machine.frames import FrameLink
 from serai.machine.hart import ClockSource
 from serai.machine.machine import HartFactory, Machine, MachineExit
 from serai.machine.protocol import Message
+from serai.machine.survival import FAREWELL_SECONDS, Survival
 
 SLICE_NS = 500_000
 """What a slice should take; bounds the time until input is noticed by a guest that computes."""
@@ -29,6 +30,10 @@ SLICE_NS = 500_000
 _MINIMUM_BUDGET, _MAXIMUM_BUDGET = 2_000, 2_000_000
 _OUTPUT_LIMIT = 256 * 1024
 """Console output kept while the agent does not read; beyond it the oldest is lost."""
+
+_SCROLLBACK_BYTES = 64 * 1024
+_WAITING_MESSAGES = 64 * 1024
+"""Bytes of events kept for the next agent."""
 
 _FAREWELL_SECONDS = 2.0
 _RECEIVE_BYTES = 256 * 1024
@@ -44,7 +49,14 @@ class GuestProcess:
         console: socket.socket,
         frames: list[socket.socket],
         make_hart: HartFactory,
+        *,
+        survival: Survival | None = None,
     ) -> None:
+        self._survival = survival or Survival(None, 0.0)
+        self._loaded = False
+        self._expired = False
+        self._powered_off = False
+        self._scrollback = bytearray()
         self._ram_file = ram_file
         self._control = control
         self._console = console
@@ -81,7 +93,9 @@ class GuestProcess:
         self._watch(control.fileno(), self._control_ready)
 
     def close(self) -> None:
-        """Let go of what this opened itself."""
+        """Let go of what this opened itself, or was given later."""
+        for held in (self._control, self._console, *self._frame_sockets):
+            held.close()
         self._epoll.close()
         if self._machine is not None:
             self._machine.close()
@@ -89,9 +103,11 @@ class GuestProcess:
     # The loop.
 
     def serve(self) -> None:
-        """Run until told to stop, the guest ends, or the agent is gone."""
+        """Run until told to stop, the guest ends, or the agent is gone for good."""
         try:
             while not self._finished:
+                if self._survival.remaining == 0:
+                    self._nobody_came()
                 if self._running:
                     self._slice()
                 else:
@@ -144,12 +160,16 @@ class GuestProcess:
         self._running = False
         if cause is MachineExit.POWERED_OFF:
             self._event("stopped", reason="powered off")
-            self._finished = True
+            # Without an agent it stays a while to tell the next one.
+            self._powered_off = True
+            self._finished = not self._survival.orphaned
         else:
             self._event("fault", reason=machine.fault)
 
     def _poll(self, timeout: float | None) -> None:
         """Serve what is ready, waiting up to `timeout` seconds for it (None: as long as it takes)."""
+        if (remaining := self._survival.remaining) is not None:
+            timeout = remaining if timeout is None else min(timeout, remaining)
         if timeout != 0:
             # select takes microseconds where epoll rounds up to milliseconds, which a timer would feel.
             select.select([self._epoll], [], [], timeout)
@@ -183,13 +203,58 @@ class GuestProcess:
         except OSError:
             data = b""
         if not data:
-            # The agent is gone; nobody may own this guest any more.
-            self._outgoing.clear()
-            self._finished = True
-            self._running = False
+            self._agent_gone()
             return
         for message in self._decoder.feed(data):
             self._answer(message)
+
+    def _agent_gone(self) -> None:
+        """Wait for the next one if that is wanted, else end: nobody may own this guest any more."""
+        self._outgoing.clear()
+        if not self._survival.possible or self._machine is None:
+            self._finished = True
+            self._running = False
+            return
+        assert self._survival.listener is not None
+        self._unwatch(self._control.fileno())
+        self._control.close()
+        self._decoder = protocol.Decoder()
+        self._machine.stop_dirty_log()
+        self._close_console()
+        self._survival.begin()
+        self._watch(self._survival.listener.fileno(), self._agent_came)
+
+    def _agent_came(self, events: int) -> None:
+        machine = self._require_machine()
+        adoption = self._survival.accept(len(self._links))
+        if adoption is None:
+            return
+        state = "running" if self._running else "paused" if self._loaded else "defined"
+        hello = Message({"state": state, **self._counters(machine)}, bytes(self._scrollback))
+        if not self._survival.welcome(adoption, self._ram_file, hello):
+            for link in (adoption.control, adoption.console, *adoption.frames):
+                link.close()
+            return
+        assert self._survival.listener is not None
+        self._unwatch(self._survival.listener.fileno())
+        self._control, self._console = adoption.control, adoption.console
+        self._control.setblocking(False)
+        self._open_console()
+        for frame_link, frame_socket in zip(self._links, adoption.frames, strict=True):
+            frame_link.reconnect(frame_socket)
+        self._frame_sockets = adoption.frames
+        self._watch(self._control.fileno(), self._control_ready)
+        self._flush_control()
+        self._finished = self._powered_off
+
+    def _nobody_came(self) -> None:
+        if self._running and self._survival.orphaned and not self._expired:
+            self._expired = True
+            self._require_machine().console.send_line(protocol.HOST_CHANNEL_POWER_OFF)
+            self._survival.extend(FAREWELL_SECONDS)
+        else:
+            self._running = False
+            self._finished = True
 
     def _answer(self, request: Message) -> None:
         operation = self._operations.get(str(request.fields.get("op")))
@@ -207,6 +272,10 @@ class GuestProcess:
         self._send(Message({"event": name, **fields, **counters}))
 
     def _send(self, message: Message) -> None:
+        if self._survival.orphaned:
+            if len(self._outgoing) < _WAITING_MESSAGES:
+                self._outgoing += protocol.encode(message)
+            return
         self._outgoing += protocol.encode(message)
         self._flush_control()
 
@@ -224,6 +293,8 @@ class GuestProcess:
 
     def _say_farewell(self) -> None:
         """Give the last messages a chance to reach the agent."""
+        if self._survival.orphaned:
+            return
         self._control.settimeout(_FAREWELL_SECONDS)
         try:
             self._control.sendall(self._outgoing)
@@ -259,15 +330,14 @@ class GuestProcess:
             link = FrameLink(frame_socket, net, self._watch, self._unwatch)
             self._links.append(link)
         self._machine = machine
-        self._watch(self._console.fileno(), self._console_ready)
-        self._console_open = True
+        self._open_console()
         return Message({})
 
     def _start(self, request: Message) -> Message:
         machine = self._require_machine()
         machine.boot()
         self._started_at = time.monotonic()
-        self._running = True
+        self._running = self._loaded = True
         return Message({})
 
     def _pause(self, request: Message) -> Message:
@@ -306,6 +376,7 @@ class GuestProcess:
         if self._running:
             raise ProtocolError("the guest runs: its state cannot be replaced")
         machine.restore(request.payload)
+        self._loaded = True
         return Message({})
 
     def _statistics(self, request: Message) -> Message:
@@ -346,11 +417,21 @@ class GuestProcess:
             machine.ready_seconds = time.monotonic() - self._started_at
         self._event("ready")
 
+    def _open_console(self) -> None:
+        self._console.setblocking(False)
+        self._console_open = True
+        self._console_events = select.EPOLLIN
+        self._watch(self._console.fileno(), self._console_ready)
+
+    def _close_console(self) -> None:
+        if self._console_open:
+            self._console_open = False
+            self._unwatch(self._console.fileno())
+
     def _console_ready(self, events: int) -> None:
         machine = self._require_machine()
         if events & (select.EPOLLHUP | select.EPOLLERR):
-            self._console_open = False
-            self._unwatch(self._console.fileno())
+            self._close_console()
             return
         if events & select.EPOLLIN:
             self._read_console(machine)
@@ -367,18 +448,22 @@ class GuestProcess:
 
     def _flush_output(self, machine: Machine) -> None:
         """Write what the guest printed; watch for what keeps the console from flowing."""
-        if not self._console_open:
-            machine.uart.output.clear()
-            return
         output = machine.uart.output
+        if not self._console_open:
+            # The end of the agent may be known of the console first, so the last output is kept in any case.
+            del output[:-_OUTPUT_LIMIT]
+            return
         if output:
             try:
                 sent = self._console.send(output)
+                self._scrollback += output[:sent]
                 del output[:sent]
+                del self._scrollback[:-_SCROLLBACK_BYTES]
             except BlockingIOError:
                 del output[:-_OUTPUT_LIMIT]
             except OSError:
-                output.clear()
+                self._close_console()
+                return
         events = select.EPOLLIN if machine.uart.room > 0 else 0
         events |= select.EPOLLOUT if output else 0
         if events != self._console_events:
@@ -386,13 +471,22 @@ class GuestProcess:
             self._watch(self._console.fileno(), self._console_ready, events)
 
 
-def run(ram_file: int, control: int, console: int, frames: list[int], make_hart: HartFactory) -> None:
-    """Be a guest process on these file descriptors, to the end."""
+def run(
+    ram_file: int,
+    control: int,
+    console: int,
+    frames: list[int],
+    make_hart: HartFactory,
+    *,
+    listener: int | None = None,
+    orphan_seconds: float = 0.0,
+) -> None:
+    """Be a guest process on these file descriptors, to the end; with `listener`, past the agent's end."""
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, ram_file)
-        sockets = [
-            stack.enter_context(socket.socket(fileno=number)) for number in (control, console, *frames)
-        ]
-        process = GuestProcess(ram_file, sockets[0], sockets[1], sockets[2:], make_hart)
+        sockets = [socket.socket(fileno=number) for number in (control, console, *frames)]
+        door = None if listener is None else stack.enter_context(socket.socket(fileno=listener))
+        survival = Survival(door, orphan_seconds)
+        process = GuestProcess(ram_file, sockets[0], sockets[1], sockets[2:], make_hart, survival=survival)
         stack.callback(process.close)
         process.serve()

@@ -28,7 +28,13 @@ stop            -                                          - and the process end
 
 Events carry `event`: `line` (text; a line on the host channel); and, with the same fields as the reply to
 `statistics`: `ready`, `stopped` (reason), `rebooted`, `fault` (reason). When the control socket ends, the
-guest process ends at once.
+guest process ends at once, unless it was given a listening socket.
+
+**Listening socket** (Unix stream; of guests that outlive their agent). For `orphan_seconds` after the control
+socket ended, the process takes a connection there as its next control socket. The agent's first message is
+`adopt` (version) with new console and frame sockets as ancillary data; the answer has `state` (`defined`,
+`running` or `paused`), the counters, the console's scrollback as payload, and as ancillary data the RAM and a
+pidfd of the process; or `error`. Events of the time in between follow.
 
 **Frame sockets** (Unix seqpacket, one per network interface). A packet is a batch of frames, each after its
 length in four bytes; no virtio header.
@@ -37,8 +43,8 @@ length in four bytes; no virtio header.
 
 **Zygote socket** (Unix seqpacket). It says `{"ready": version}` once it is warm. Requests are JSON with the
 file descriptors of RAM, control, console and frames as ancillary data: `{"fork": n}`, n the number of frame
-sockets. Answers: `{"pid": p}` with a pidfd, or `{"error": text}`; and, when a guest process ends, `{"exited":
-p, "status": s}` (a wait status).
+sockets; with `"orphan_seconds": s`, the listening socket comes last. Answers: `{"pid": p}` with a pidfd, or
+`{"error": text}`; and, when a guest process ends, `{"exited": p, "status": s}` (a wait status).
 """
 
 from __future__ import annotations
@@ -85,6 +91,14 @@ def encode(message: Message) -> bytes:
     """A message for the control socket."""
     fields = json.dumps(message.fields, separators=(",", ":")).encode()
     return _HEAD.pack(len(fields), len(message.payload)) + fields + message.payload
+
+
+def message_length(data: bytes) -> int | None:
+    """Bytes of the message that `data` begins with; None while its head is not complete."""
+    if len(data) < _HEAD.size:
+        return None
+    fields, payload = _HEAD.unpack_from(data)
+    return _HEAD.size + int(fields) + int(payload)
 
 
 @dataclass

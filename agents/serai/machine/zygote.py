@@ -2,7 +2,7 @@
 
 ``python -m serai.machine.zygote FD``, FD being its end of a Unix seqpacket socket; `serai.machine.protocol`
 says what is spoken on it. It has one thread, so forking is safe, and no network library is loaded. It ends
-when the socket does; its guests do likewise with their own.
+when the socket does; its guests outlive it.
 """
 
 from __future__ import annotations
@@ -63,10 +63,12 @@ class Zygote:
         if not data:
             return False
         try:
-            expected = _FIXED_DESCRIPTORS + int(json.loads(data)["fork"])
+            request = json.loads(data)
+            orphan_seconds = float(request.get("orphan_seconds", 0))
+            expected = _FIXED_DESCRIPTORS + int(request["fork"]) + (orphan_seconds > 0)
             if len(descriptors) != expected:
                 raise ValueError(f"{len(descriptors)} descriptors instead of {expected}")
-            self._fork(descriptors)
+            self._fork(descriptors, orphan_seconds)
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._answer({"error": f"the guest's process cannot be started: {error}"})
         finally:
@@ -74,10 +76,10 @@ class Zygote:
                 os.close(descriptor)
         return True
 
-    def _fork(self, descriptors: list[int]) -> None:
+    def _fork(self, descriptors: list[int], orphan_seconds: float) -> None:
         pid = os.fork()
         if pid == 0:
-            _become_guest(descriptors)
+            _become_guest(descriptors, orphan_seconds)
         pidfd = os.pidfd_open(pid)
         try:
             self._children[pid] = pid
@@ -105,7 +107,7 @@ class Zygote:
             self._link.sendmsg([json.dumps(fields).encode()], ancillary)
 
 
-def _become_guest(descriptors: list[int]) -> None:
+def _become_guest(descriptors: list[int], orphan_seconds: float) -> None:
     """The child's side of the fork; never returns."""
     status = 1
     try:
@@ -113,8 +115,11 @@ def _become_guest(descriptors: list[int]) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         kept = _renumber(descriptors)
         confine("serai-guest")
+        listener = kept.pop() if orphan_seconds > 0 else None
         ram, control, console, *frames = kept
-        process.run(ram, control, console, frames, make_hart)
+        process.run(
+            ram, control, console, frames, make_hart, listener=listener, orphan_seconds=orphan_seconds
+        )
         status = 0
     except BaseException:
         traceback.print_exc(file=sys.stderr)

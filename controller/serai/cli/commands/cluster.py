@@ -52,6 +52,16 @@ def status(output: Output = Format.TABLE, cluster: Cluster = CLUSTER) -> None:
         raise typer.Exit(1)
 
 
+@app.command("repair")
+def repair(cluster: Cluster = CLUSTER) -> None:
+    """Start the processes that are gone again; guests of a killed agent go on meanwhile and are adopted."""
+    with stderr.status("starting") as status:
+        names = local.repair(Context.named(cluster), lambda part: status.update(f"starting {part}"))
+    for name in names:
+        done(f"process/{name}", "started again")
+    done(f"cluster/{cluster}", "complete")
+
+
 @app.command("down")
 def down(
     cluster: Cluster = CLUSTER,

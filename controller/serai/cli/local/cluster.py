@@ -51,6 +51,7 @@ class LocalCluster:
         """
         with _locked(self.context):
             self._refuse_second()
+            end_guests(self.context)
             shutil.rmtree(self.context.directory / "daemons", ignore_errors=True)
             try:
                 return self._start_all()
@@ -104,6 +105,7 @@ class LocalCluster:
         for (name, spec), daemon in zip(pending, daemons, strict=True):
             ready = processes.wait_ready(spec, daemon, timeout=_START_SECONDS)
             self._agents[name] = str(ready["control_address"])
+            pin_addresses(self.context, spec.name, ready)
 
     def _agent_spec(self, provider: ProviderConfig, node: NodeConfig) -> DaemonSpec:
         name = f"agent-{provider.name}-{node.name}"
@@ -125,24 +127,18 @@ class LocalCluster:
         settings["state_dir"] = str(self._directory(name) / "state")
         settings["events_url"] = self._events_url
         spec = self._spec(name, "serai.controller.main", self._configure(name, settings))
-        return processes.wait_ready(spec, self._start(spec), timeout=_START_SECONDS)
+        ready = processes.wait_ready(spec, self._start(spec), timeout=_START_SECONDS)
+        pin_addresses(self.context, name, ready)
+        return ready
 
     def _configure(self, name: str, settings: dict[str, object]) -> list[str]:
-        file = self._directory(name) / "config.yaml"
+        file = config_file(self.context, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(yaml.safe_dump(settings, sort_keys=False))
         return ["--config", str(file)]
 
     def _spec(self, name: str, module: str, arguments: list[str]) -> DaemonSpec:
-        directory = self._directory(name)
-        ready = directory / "ready.json"
-        return DaemonSpec(
-            name=name,
-            argv=(sys.executable, "-m", module, *arguments, "--ready-file", str(ready)),
-            ready_file=ready,
-            log_file=directory / "log",
-            environment={},
-        )
+        return daemon_spec(self.context, name, module, arguments)
 
     def _start(self, spec: DaemonSpec) -> Daemon:
         daemon = processes.start(spec)
@@ -164,16 +160,106 @@ class LocalCluster:
         )
 
     def _save(self, state: ClusterState) -> None:
-        temporary = self.context.state_file.with_suffix(".new")
-        temporary.write_text(state.model_dump_json(indent=2))
-        temporary.replace(self.context.state_file)
+        save_state(self.context, state)
 
     def _undo(self) -> None:
         processes.stop(reversed(self._started), grace=_STOP_SECONDS)
+        end_guests(self.context)
         self.context.state_file.unlink(missing_ok=True)
 
     def _directory(self, daemon: str) -> Path:
-        return self.context.directory / "daemons" / daemon
+        return daemon_directory(self.context, daemon)
+
+
+def repair(context: Context, report: Report) -> list[str]:
+    """Start the daemons that are gone, with the settings and addresses they had; their names.
+
+    Raises NotFoundError when no such cluster is known, UnavailableError when one does not start again.
+    """
+    with _locked(context):
+        state = context.state()
+        missing = [daemon.name for daemon in state.daemons if not daemon.alive()]
+        # Side by side within each step, in the order of `up`.
+        for step in ("broker", "agent-", "controller"):
+            names = [name for name in missing if name.startswith(step)]
+            report(", ".join(names))
+            specs = [_spec_again(context, state, name) for name in names]
+            started = {spec.name: processes.start(spec) for spec in specs}
+            daemons = tuple(started.get(daemon.name, daemon) for daemon in state.daemons)
+            state = state.model_copy(update={"daemons": daemons})
+            save_state(context, state)
+            for spec in specs:
+                processes.wait_ready(spec, started[spec.name], timeout=_START_SECONDS)
+        return missing
+
+
+def _spec_again(context: Context, state: ClusterState, name: str) -> DaemonSpec:
+    if name == "broker":
+        address = state.events_url.removeprefix("mqtt://")
+        return daemon_spec(context, name, "serai.wire.broker", ["--listen", address])
+    module = "serai.controller.main" if name == "controller" else "serai.agent.main"
+    return daemon_spec(context, name, module, ["--config", str(config_file(context, name))])
+
+
+def pin_addresses(context: Context, name: str, ready: dict[str, object]) -> None:
+    """Write where a daemon listens into its settings: started again, it has to be found there."""
+    file = config_file(context, name)
+    settings = yaml.safe_load(file.read_text())
+    if name == "controller":
+        settings["vno"]["listen"] = ready["operator"]
+        settings["vnp"]["listen"] = ready["vnet_provider"]
+        addresses = ready["providers"]
+        for provider in settings["pips"]:
+            if isinstance(addresses, dict):
+                provider["listen"] = addresses[provider["name"]]
+    else:
+        settings["listen"], settings["data_listen"] = ready["control_address"], ready["data_address"]
+    file.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def daemon_directory(context: Context, name: str) -> Path:
+    """Where a daemon's settings, log and state are."""
+    return context.directory / "daemons" / name
+
+
+def config_file(context: Context, name: str) -> Path:
+    """A daemon's settings."""
+    return daemon_directory(context, name) / "config.yaml"
+
+
+def daemon_spec(context: Context, name: str, module: str, arguments: list[str]) -> DaemonSpec:
+    """How a daemon of a cluster is started."""
+    directory = daemon_directory(context, name)
+    ready = directory / "ready.json"
+    return DaemonSpec(
+        name=name,
+        argv=(sys.executable, "-m", module, *arguments, "--ready-file", str(ready)),
+        ready_file=ready,
+        log_file=directory / "log",
+        environment={},
+    )
+
+
+def save_state(context: Context, state: ClusterState) -> None:
+    """Replace the state file at once."""
+    temporary = context.state_file.with_suffix(".new")
+    temporary.write_text(state.model_dump_json(indent=2))
+    temporary.replace(context.state_file)
+
+
+def end_guests(context: Context) -> list[str]:
+    """End guests that outlived an agent which was killed; their uids.
+
+    An agent notes each guest's process in ``guests/UID.pid`` of its state directory: pid and start time.
+    """
+    found = []
+    for file in (context.directory / "daemons").glob("agent-*/state/guests/*.pid"):
+        with contextlib.suppress(OSError, ValueError):
+            pid, start = map(int, file.read_text().split())
+            found.append(Daemon(name=file.stem, pid=pid, start_ticks=start, log_file=file.with_name("log")))
+    left = [guest for guest in found if guest.alive()]
+    processes.stop(left, grace=_STOP_SECONDS)
+    return [guest.name for guest in left]
 
 
 def down(context: Context) -> list[str]:
@@ -189,6 +275,7 @@ def down(context: Context) -> list[str]:
         rest = [daemon for daemon in state.daemons if daemon not in controllers and daemon not in agents]
         for daemons in (controllers, agents, rest):
             killed += processes.stop(daemons, grace=_STOP_SECONDS)
+        end_guests(context)
         context.state_file.unlink(missing_ok=True)
         return killed
 
