@@ -21,6 +21,9 @@ EXPECT_SECONDS = 30.0
 MAX_STRANGERS = 128
 """Connections that have not proved anything yet; more than these wait in the kernel."""
 
+PAUSE_SECONDS = 0.1
+"""After a failed accept, before the next."""
+
 SocketHandler = Callable[[socket.socket, int], None]
 """Takes over a connected, non-blocking socket and the number of the stream it carries."""
 
@@ -43,9 +46,8 @@ class DataListener:
         self._address = address
         self._expected: dict[bytes, _Expected] = {}
         self._socket: socket.socket | None = None
-        self._acceptor: asyncio.Task[None] | None = None
-        self._strangers: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(MAX_STRANGERS)
+        self._strangers: dict[asyncio.Task[None], socket.socket] = {}
+        self._pause: asyncio.TimerHandle | None = None
         self.refused = 0
 
     @property
@@ -71,16 +73,20 @@ class DataListener:
                 address=self._address,
             ) from error
         self._socket.setblocking(False)
-        self._acceptor = asyncio.create_task(self._accept(self._socket), name="data listener")
+        self._listen()
 
     async def close(self) -> None:
         """Stop listening and forget what was expected; safe to repeat."""
-        tasks = [task for task in (self._acceptor, *self._strangers) if task is not None]
+        listener, self._socket = self._socket, None
+        if listener is not None:
+            asyncio.get_running_loop().remove_reader(listener)
+            listener.close()
+        if self._pause is not None:
+            self._pause.cancel()
+        tasks = list(self._strangers)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._socket is not None:
-            self._socket.close()
         for identifier in list(self._expected):
             self.forget(identifier)
 
@@ -108,28 +114,39 @@ class DataListener:
         if expected is not None and expected.expiry is not None:
             expected.expiry.cancel()
 
-    async def _accept(self, listener: socket.socket) -> None:
+    def _listen(self) -> None:
+        """Take connections while there is room.
+
+        A reader rather than `sock_accept`: a task cancelled at the wrong moment loses what it accepted.
+        """
+        if self._socket is not None and len(self._strangers) < MAX_STRANGERS:
+            asyncio.get_running_loop().add_reader(self._socket, self._accept, self._socket)
+
+    def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            await self._room.acquire()
-            try:
-                sock, origin = await loop.sock_accept(listener)
-            except OSError as error:
-                # Out of descriptors, or the caller has gone: neither may end the listener.
-                log.warning("cannot accept a data connection: %s", error)
-                self._room.release()
-                await asyncio.sleep(0.1)
-                continue
-            except BaseException:
-                self._room.release()
-                raise
-            task = asyncio.create_task(self._receive(sock, str(origin[0])))
-            self._strangers.add(task)
-            task.add_done_callback(self._left)
+        try:
+            sock, origin = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # Out of descriptors, or the caller has gone: neither may end the listener.
+            log.warning("cannot accept a data connection: %s", error)
+            loop.remove_reader(listener)
+            self._pause = loop.call_later(PAUSE_SECONDS, self._listen)
+            return
+        sock.setblocking(False)
+        task = asyncio.create_task(self._receive(sock, str(origin[0])))
+        self._strangers[task] = sock
+        task.add_done_callback(self._left)
+        if len(self._strangers) >= MAX_STRANGERS:
+            loop.remove_reader(listener)
 
     def _left(self, task: asyncio.Task[None]) -> None:
-        self._strangers.discard(task)
-        self._room.release()
+        sock = self._strangers.pop(task)
+        if task.cancelled():
+            # Before its first step, if it was unlucky: then nobody else closes it.
+            sock.close()
+        self._listen()
 
     async def _receive(self, sock: socket.socket, origin: str) -> None:
         with contextlib.ExitStack() as undo:
