@@ -68,6 +68,7 @@ def _nodes(draw: st.DrawFn, name: str, interfaces: list[Interface], routes: list
         "memory_bytes": draw(st.integers(256, 2**28).map(lambda pages: pages * 4096)),
         "provider": draw(st.none() | names),
         "location": draw(st.none() | st.just("de/berlin-1")),
+        "mode": draw(st.sampled_from(["paravirtual", "full"])),
         "forwarding": draw(st.booleans()),
         "sysctls": tuple(draw(st.sampled_from([[], [Sysctl(name="net.ipv4.tcp_ecn", value="' \"$(x)<&>")]]))),
         "startup": draw(texts),

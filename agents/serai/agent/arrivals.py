@@ -358,7 +358,8 @@ def _facts(request: migration_pb2.PrepareArrivalRequest, permit: Permit) -> gues
 def _shape(spec: guest_pb2.GuestSpec) -> tuple[object, ...]:
     """What the machine is built from; image, arguments and files are in its RAM by now."""
     interfaces = tuple((item.name, item.mac) for item in spec.interfaces)
-    return spec.vcpus, spec.memory_bytes, interfaces, spec.clock == guest_pb2.GuestSpec.VIRTUAL
+    virtual_clock = spec.clock == guest_pb2.GuestSpec.VIRTUAL
+    return spec.vcpus, spec.memory_bytes, interfaces, virtual_clock, spec.mode == guest_pb2.GuestSpec.FULL
 
 
 def _mismatch(what: str, theirs: int, ours: int) -> StateError:

@@ -10,12 +10,15 @@ from typing import Protocol
 
 from serai.agent.capacity import Demand
 from serai.errors import ImageError, InvalidInputError
-from serai.hypervisor.driver import PAGE_SIZE, Clock, GuestConfig, InterfaceConfig
+from serai.hypervisor.driver import PAGE_SIZE, Clock, GuestConfig, InterfaceConfig, Mode
 from serai.v1 import guest_pb2
 
 _GUEST_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _INTERFACE = re.compile(r"[a-z][a-z0-9]{0,14}")
 _MAX_INTERFACES = 16
+FIRMWARE_IMAGE = "opensbi"
+"""The image whose kernel is the firmware of guests in mode full (`serai.images.build_opensbi`)."""
+
 _MAX_FILE_BYTES = 4 * 1024 * 1024
 
 
@@ -79,6 +82,8 @@ def check_spec(spec: guest_pb2.GuestSpec) -> None:
         raise _wrong("vcpus", "is 0", "a guest needs at least one")
     if not spec.memory_bytes or spec.memory_bytes % PAGE_SIZE:
         raise _wrong("memory_bytes", f"is {spec.memory_bytes}", f"give a multiple of {PAGE_SIZE}")
+    if spec.mode not in guest_pb2.GuestSpec.Mode.values():
+        raise _wrong("mode", f"is {spec.mode}", "give PARAVIRTUAL or FULL")
     _check_interfaces(spec)
     for file in spec.files:
         _check_file(file)
@@ -92,13 +97,15 @@ def demand_of(spec: guest_pb2.GuestSpec) -> Demand:
 def build_config(uid: str, spec: guest_pb2.GuestSpec, images: ImageSource | None) -> GuestConfig:
     """The driver's configuration; `images` is None for a guest whose RAM arrives and that boots nothing.
 
-    Raises ImageError or NotFoundError when the image is not on this node.
+    Raises ImageError or NotFoundError when the image, or the firmware of mode full, is not on this node.
     """
-    kernel = initramfs = None
+    kernel = initramfs = firmware = None
+    mode = Mode.FULL if spec.mode == guest_pb2.GuestSpec.FULL else Mode.PARAVIRTUAL
     command_line = spec.kernel_arguments
     if images is not None and spec.image:
         image = images.get(spec.image)
         kernel, initramfs = image.kernel, image.initramfs
+        firmware = images.get(FIRMWARE_IMAGE).kernel if mode is Mode.FULL else None
         command_line = " ".join(part for part in (image.command_line, spec.kernel_arguments) if part)
     return GuestConfig(
         uid=uid,
@@ -110,6 +117,8 @@ def build_config(uid: str, spec: guest_pb2.GuestSpec, images: ImageSource | None
         interfaces=tuple(InterfaceConfig(item.name, item.mac) for item in spec.interfaces),
         extra_files={file.path: (file.mode or 0o644, file.content) for file in spec.files},
         clock=Clock.VIRTUAL if spec.clock == guest_pb2.GuestSpec.VIRTUAL else Clock.REAL,
+        mode=mode,
+        firmware=firmware,
     )
 
 

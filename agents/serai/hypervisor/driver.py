@@ -40,6 +40,13 @@ class Clock(enum.Enum):
     VIRTUAL = "virtual"
 
 
+class Mode(enum.Enum):
+    """Para-virtual: the hypervisor is the firmware. Full: a bare board with firmware in the guest."""
+
+    PARAVIRTUAL = "paravirtual"
+    FULL = "full"
+
+
 @dataclass(frozen=True, slots=True)
 class InterfaceConfig:
     """A virtio network interface. Guests number them eth0, eth1 ... in the order of the configuration."""
@@ -73,6 +80,8 @@ class GuestConfig:
     disks: tuple[DiskConfig, ...] = ()
     extra_files: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     clock: Clock = Clock.REAL
+    mode: Mode = Mode.PARAVIRTUAL
+    firmware: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from serai.hypervisor.ports import EmulatedPort
 from serai.hypervisor.survivors import Survivor, Survivors
 from serai.hypervisor.zygote_link import AdoptedProcess, ChildProcess, ZygoteLink, describe_exit
 from serai.machine import protocol
-from serai.machine.board import Disk, MachineConfig, NetworkInterface
+from serai.machine.board import Disk, MachineConfig, Mode, NetworkInterface
 from serai.machine.errors import ConfigurationError
 from serai.machine.hart import ClockSource
 
@@ -457,4 +457,6 @@ def machine_config(config: GuestConfig) -> MachineConfig:
         disks=tuple(Disk(disk.path, disk.read_only) for disk in config.disks),
         extra_files=dict(config.extra_files),
         clock=ClockSource(config.clock.value),
+        mode=Mode(config.mode.value),
+        firmware=config.firmware,
     )

@@ -40,6 +40,8 @@ class VirtualNode:
     interfaces: tuple[VirtualInterface, ...]
     """eth0, eth1, ... in this order."""
     files: tuple[GuestFile, ...]
+    mode: str = "paravirtual"
+    """paravirtual or full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ def _node(vnet: str, node: Node, interfaces: Interfaces) -> VirtualNode:
             for name, interface in own.items()
         ),
         files=guest_files(node, own),
+        mode=node.mode,
     )
 
 

@@ -34,6 +34,7 @@ from serai.vnet.values import (
     SysctlName,
     Text,
     Vcpus,
+    VirtualizationMode,
     decode_content,
     decode_text,
 )
@@ -153,6 +154,12 @@ class Node(Element):
     location: Annotated[
         LocationName | None, Field(description="only at this place, as providers advertise it; left out: any")
     ] = None
+    mode: Annotated[
+        VirtualizationMode,
+        Field(
+            description="paravirtual: the hypervisor is the firmware; full: a bare board that runs OpenSBI"
+        ),
+    ] = "paravirtual"
     forwarding: Annotated[Boolean, Field(description="forward IP packets between interfaces (a router)")] = (
         False
     )

@@ -26,6 +26,7 @@ MAX_ADDRESSES = 16
 XML_SPACE = " \t\r\n"
 XML_WORD = re.compile(f"[^{XML_SPACE}]+")
 NAME_PATTERN = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+VIRTUALIZATION_PATTERN = "paravirtual|full"
 IMAGE_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 LOCATION_PATTERN = "[A-Za-z0-9][A-Za-z0-9._/-]{0,127}"
 INTERFACE_PATTERN = "eth(0|[1-9][0-9]?)"
@@ -276,6 +277,11 @@ ImageName = Annotated[
     str,
     matching(IMAGE_PATTERN, "the name of an image", "letters, digits, '.', '_' and '-'"),
     SimpleType("image", "the name of a guest image", "debian", IMAGE_PATTERN),
+]
+VirtualizationMode = Annotated[
+    str,
+    matching(VIRTUALIZATION_PATTERN, "a mode of virtualization", 'write "paravirtual" or "full"'),
+    SimpleType("virtualization-mode", "paravirtual or full", "full", VIRTUALIZATION_PATTERN),
 ]
 LocationName = Annotated[
     str,

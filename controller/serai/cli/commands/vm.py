@@ -25,7 +25,7 @@ from serai.cli.output import (
 from serai.cli.paging import collect
 from serai.cli.terminal import attach
 from serai.errors import InvalidInputError, NotFoundError
-from serai.v1.guest_pb2 import Guest
+from serai.v1.guest_pb2 import Guest, GuestSpec
 from serai.v1.operation_pb2 import MigrationReport
 from serai.v1.operator_pb2 import (
     ListVnetsRequest,
@@ -65,6 +65,7 @@ _COLUMNS = (
     Column[VnetNode]("STATE", guest_state),
     Column[VnetNode]("PLACEMENT", place),
     Column[VnetNode]("IMAGE", lambda node: node.image),
+    Column[VnetNode]("MODE", lambda node: GuestSpec.Mode.Name(node.mode).lower()),
     Column[VnetNode]("VCPUS", lambda node: node.vcpus, right=True),
     Column[VnetNode]("MEMORY", lambda node: binary_size(node.memory_bytes).replace(" ", ""), right=True),
     Column[VnetNode](

@@ -67,9 +67,15 @@ def _node(node: vnet.VirtualNode) -> VirtualNode:
         interfaces=[GuestInterface(name=item.name, mac=item.mac) for item in node.interfaces],
         files=[GuestFile(path=file.path, content=file.content, mode=file.mode) for file in node.files],
         clock=GuestSpec.REAL,
+        mode=guest_mode(node),
     )
     constraints = NodeConstraints(provider=node.provider, location=node.location)
     return VirtualNode(id=node.name, guest=spec, constraints=constraints)
+
+
+def guest_mode(node: vnet.VirtualNode) -> GuestSpec.Mode:
+    """The mode of virtualization as the contract has it."""
+    return GuestSpec.FULL if node.mode == "full" else GuestSpec.PARAVIRTUAL
 
 
 def parse_node_name(name: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serai import vnet
-from serai.roles.vno.describe import topology_message
+from serai.roles.vno.describe import guest_mode, topology_message
 from serai.roles.vno.records import VnetRecord, VnetState
 from serai.v1.guest_pb2 import Guest
 from serai.v1.operator_pb2 import Vnet, VnetNode
@@ -55,6 +55,7 @@ def view_node(record: VnetRecord, node: vnet.VirtualNode, there: NetworkNode | N
         vcpus=node.vcpus,
         memory_bytes=node.memory_bytes,
         image=node.image,
+        mode=guest_mode(node),
         addresses={item.name: " ".join(map(str, item.addresses)) for item in node.interfaces},
         macs={item.name: item.mac.hex(":") for item in node.interfaces},
         state=Guest.STATE_UNSPECIFIED,
