@@ -80,6 +80,8 @@ class ScriptedHart:
     deadline: int | None = None
     dirty: set[int] | None = None
     requested: bool = False
+    yields: bool = False
+    fences: list[tuple[int, int]] = field(default_factory=list)
     csrs: dict[int, int] = field(default_factory=dict)
     _generator: Program | None = None
     _result: Any = None
@@ -140,6 +142,30 @@ class ScriptedHart:
 
     def host_cycles(self) -> int:
         return 0
+
+    @property
+    def steps(self) -> int:
+        return self.instructions
+
+    @property
+    def interrupt_pending(self) -> bool:
+        return bool(self.pending)
+
+    @property
+    def timer_deadline(self) -> int | None:
+        return self.deadline
+
+    def join(self, first: ScriptedHart) -> None:
+        raise NotImplementedError
+
+    def take_over(self, previous: ScriptedHart) -> None:
+        raise NotImplementedError
+
+    def set_time(self, ticks: int, other_steps: int) -> None:
+        raise NotImplementedError
+
+    def fence(self, start: int, size: int) -> None:
+        self.fences.append((start, size))
 
     def complete_load(self, value: int) -> None:
         self._result = value

@@ -125,15 +125,13 @@ def test_modes_do_not_mix_in_a_restore() -> None:
         full.restore(other.save())
 
 
-class RecordingHart:
-    time = 0x1122_3344_5566_7788
+TIME = 0x1122_3344_5566_7788
 
+
+class RecordingHart:
     def __init__(self) -> None:
         self.deadline = 0
         self.levels: dict[int, bool] = {}
-
-    def set_interrupt(self, bit: int, level: bool) -> None:
-        self.levels[bit] = level
 
     def set_machine_timer(self, deadline_ticks: int) -> None:
         self.deadline = deadline_ticks
@@ -141,7 +139,9 @@ class RecordingHart:
 
 def test_aclint_registers_in_halves_and_for_several_harts() -> None:
     harts = [RecordingHart(), RecordingHart()]
-    device = Aclint(lambda: harts, 2)
+    device = Aclint(
+        lambda: harts, lambda hart, bit, level: harts[hart].levels.update({bit: level}), lambda: TIME, 2
+    )
     assert device.read(0xBFF8, 8) == 0x1122_3344_5566_7788
     assert (device.read(0xBFF8, 4), device.read(0xBFFC, 4)) == (0x5566_7788, 0x1122_3344)
     device.write(0x4008, 4, 0x89AB_CDEF)

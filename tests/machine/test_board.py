@@ -184,7 +184,9 @@ def parse_tree(blob: bytes) -> dict[str, bytes]:
 def test_device_tree_says_what_the_board_has() -> None:
     config = MachineConfig(memory_bytes=128 << 20, command_line="quiet")
     tree = parse_tree(
-        board.device_tree(config, slots=11, initramfs=(0x8700_0000, 0x8700_1000), random_seed=b"s" * 64)
+        board.device_tree(
+            config, slots=11, initramfs=(0x8700_0000, 0x8700_1000), random_seed=b"s" * 64, vcpus=1
+        )
     )
     assert tree["/chosen:bootargs"] == b"quiet\0"
     assert tree["/chosen:linux,initrd-end"] == struct.pack(">II", 0, 0x8700_1000)

@@ -22,13 +22,6 @@ _MASK64 = (1 << 64) - 1
 class AclintHart(Protocol):
     """What the device needs of a hart."""
 
-    @property
-    def time(self) -> int:
-        """See `Hart.time`."""
-
-    def set_interrupt(self, bit: int, level: bool) -> None:
-        """See `Hart.set_interrupt`."""
-
     def set_machine_timer(self, deadline_ticks: int) -> None:
         """See `Hart.set_machine_timer`."""
 
@@ -44,12 +37,20 @@ class AclintState:
 
 
 class Aclint:
-    """Timers and software interrupts for `count` harts."""
+    """Timers and software interrupts for `count` harts; `interrupt(hart, bit, level)` drives a hart's line."""
 
     name = "aclint"
 
-    def __init__(self, harts: Callable[[], Sequence[AclintHart]], count: int) -> None:
+    def __init__(
+        self,
+        harts: Callable[[], Sequence[AclintHart]],
+        interrupt: Callable[[int, int, bool], None],
+        time: Callable[[], int],
+        count: int,
+    ) -> None:
         self._harts = harts
+        self._time = time
+        self._interrupt = interrupt
         self._count = count
         self.reset()
 
@@ -61,7 +62,7 @@ class Aclint:
     def read(self, offset: int, width: int) -> int:
         """A register, or the half or byte of one that `width` names."""
         if _MTIME <= offset < _MTIME + 8:
-            word, base = self._harts()[0].time, _MTIME
+            word, base = self._time(), _MTIME
         elif _MTIMECMP <= offset < _MTIMECMP + 8 * self._count:
             word, base = self._deadlines[(offset - _MTIMECMP) // 8], offset & ~7
         elif offset < 4 * self._count:
@@ -80,7 +81,7 @@ class Aclint:
         elif offset < 4 * self._count and offset % 4 == 0:
             hart = offset // 4
             self._software[hart] = bool(value & 1)
-            self._harts()[hart].set_interrupt(MACHINE_SOFTWARE_INTERRUPT, self._software[hart])
+            self._interrupt(hart, MACHINE_SOFTWARE_INTERRUPT, self._software[hart])
 
     def save(self) -> AclintState:
         """The state for a snapshot."""
@@ -94,4 +95,4 @@ class Aclint:
         self._software = list(state.software)
         for number, hart in enumerate(self._harts()):
             hart.set_machine_timer(self._deadlines[number])
-            hart.set_interrupt(MACHINE_SOFTWARE_INTERRUPT, self._software[number])
+            self._interrupt(number, MACHINE_SOFTWARE_INTERRUPT, self._software[number])

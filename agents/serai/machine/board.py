@@ -32,12 +32,13 @@ UART_IRQ = 10
 VIRTIO_BASE = 0x1000_1000
 
 MAXIMUM_SLOTS = 32
+MAXIMUM_VCPUS = 8
 DEFAULT_COMMAND_LINE = (
     "console=ttyS0 quiet init_on_alloc=0 cryptomgr.notests ima=off evm=off apparmor=0 lsm= audit=0"
 )
 """Cuts a stock Debian kernel's boot to a third of the instructions."""
 
-_ISA_EXTENSIONS = ["i", "m", "a", "f", "d", "c", "zicntr", "zicsr", "zifencei"]
+_ISA_EXTENSIONS = ["i", "m", "a", "f", "d", "c", "zicntr", "zicsr", "zifencei", "zihintpause"]
 
 
 class Mode(enum.Enum):
@@ -71,6 +72,7 @@ class Disk:
 class MachineConfig:
     """A machine to build. `kernel` is a Linux Image or an ELF file; `extra_files` join the initramfs.
 
+    The guest starts with `vcpus` harts; up to `maximum_vcpus` can be allowed while it runs.
     In mode FULL `firmware` (OpenSBI's fw_dynamic) starts first and then the kernel; without one the kernel
     itself starts in M-mode.
     """
@@ -86,13 +88,21 @@ class MachineConfig:
     clock: ClockSource = ClockSource.REAL
     mode: Mode = Mode.PARAVIRTUAL
     firmware: Path | None = None
+    maximum_vcpus: int = 0
+
+    @property
+    def possible_vcpus(self) -> int:
+        """Harts on the board: those that may be started later included."""
+        return max(self.vcpus, self.maximum_vcpus)
 
     def check(self) -> None:
         """Raise ConfigurationError for what can never be built."""
         if self.memory_bytes <= 0 or self.memory_bytes % PAGE_SIZE:
             raise ConfigurationError(f"{self.memory_bytes} bytes of RAM are not whole pages of {PAGE_SIZE}")
-        if self.vcpus != 1:
-            raise ConfigurationError(f"{self.vcpus} vCPUs: the emulated machine has one hart so far")
+        if self.vcpus < 1 or self.possible_vcpus > MAXIMUM_VCPUS:
+            raise ConfigurationError(
+                f"{self.possible_vcpus} vCPUs: the emulated machine has 1 to {MAXIMUM_VCPUS}"
+            )
         slots = FIXED_SLOTS + len(self.interfaces) + len(self.disks)
         if slots > MAXIMUM_SLOTS:
             raise ConfigurationError(f"{slots} virtio devices, at most {MAXIMUM_SLOTS} fit on the board")
@@ -113,13 +123,24 @@ def slot_irq(slot: int) -> int:
 
 
 def device_tree(
-    config: MachineConfig, *, slots: int, initramfs: tuple[int, int] | None, random_seed: bytes
+    config: MachineConfig,
+    *,
+    slots: int,
+    initramfs: tuple[int, int] | None,
+    random_seed: bytes,
+    vcpus: int,
 ) -> bytes:
-    """The blob for a machine with `slots` virtio devices and the initramfs at `initramfs` (start, end)."""
+    """The blob for a machine with `slots` virtio devices and the initramfs at `initramfs` (start, end).
+
+    All harts are in it; Linux is told to start no more than `vcpus` of them by itself.
+    """
+    command_line = config.command_line or DEFAULT_COMMAND_LINE
+    if vcpus < config.possible_vcpus:
+        command_line += f" maxcpus={vcpus}"
     chosen = Node(
         "chosen",
         {
-            "bootargs": config.command_line or DEFAULT_COMMAND_LINE,
+            "bootargs": command_line,
             "stdout-path": f"/soc/serial@{UART_BASE:x}",
             "rng-seed": random_seed,
         },
@@ -141,8 +162,8 @@ def device_tree(
                 f"memory@{RAM_BASE:x}",
                 {"device_type": "memory", "reg": cells64(RAM_BASE, config.memory_bytes)},
             ),
-            _processors(config.vcpus),
-            _soc(config.vcpus, slots, config.mode),
+            _processors(config.possible_vcpus),
+            _soc(config.possible_vcpus, slots, config.mode),
             *(_power_nodes() if config.mode is Mode.FULL else []),
         ],
     )

@@ -38,6 +38,12 @@ SAVED: Final = (
 )
 SAVED_ARRAYS: Final = {"x": 32, "f": 32, "pmpcfg": 2, "pmpaddr": 16}
 _COUNTERS: Final = ("data_fills", "fetch_fills", "page_walks", "walks_timed", "walk_cycles")
+_CLOCK_BASE, _STEPS, _RESERVATION, _YIELDS, _MIP, _LINES, _MIE, _STIMECMP, _MTIMECMP = (
+    FIELDS[name].offset // 8
+    for name in (
+        *("clock_base", "steps", "reservation", "yields", "mip", "lines", "mie", "stimecmp", "mtimecmp"),
+    )
+)
 STATE_MAGIC: Final = b"SERAIcor"
 STATE_VERSION: Final = 1
 
@@ -101,7 +107,7 @@ class Core:
                 *(("serai_run", 2), ("flush_all", 1), ("guest_time", 1), ("update_timer", 1)),
                 ("host_cycles", 1),
                 *(("csr_read", 2), ("csr_write", 3), ("collect_dirty", 2), ("stop_dirty", 1)),
-                ("written_by_device", 3),
+                *(("written_by_device", 3), ("flush_range", 3)),
             )
         }
         self._state, self._address = _anonymous(STATE_SIZE)
@@ -130,6 +136,7 @@ class Core:
             virtual_clock=int(clock is ClockSource.VIRTUAL),
             firmware_emulated=int(firmware_emulated),
             hart_id=hart_id,
+            next_hart=self._address,
             stimecmp=M64,
             mtimecmp=M64,
             reservation=layout.NO_RESERVATION,
@@ -167,6 +174,61 @@ class Core:
         ticks = self._native("guest_time")
         self._set("last_time", 0)
         return ticks
+
+    # -- several harts ---------------------------------------------------------------------------------
+
+    def join(self, first: Core) -> None:
+        """Become a further hart of the machine that ``first`` belongs to; before either has run.
+
+        The harts share RAM, its page flags and the decoded code. One of them runs at a time, in one thread.
+        """
+        if first._ram.nbytes != self._ram.nbytes or first.clock is not self.clock:
+            raise ValueError("harts of one machine have the same RAM and the same clock")
+        self._flags, self._map, self._pool = first._flags, first._map, first._pool
+        for name in ("ram_host", "ram_delta", "page_flags", "code_map", "code_pool", "code_pool_end"):
+            self._set(name, first._get(name))
+        self._set("next_hart", first._get("next_hart"))
+        first._set("next_hart", self._address)
+
+    def take_over(self, previous: Core) -> None:
+        """Run next, after ``previous``: time goes on, and a reservation does not outlive the change.
+
+        What the other harts store between an LR and its SC must make the SC fail, even if they put the old
+        value back (Unprivileged ISA 14.2).
+        """
+        words, shared = self._words, slice(layout.SHARED_FIRST, layout.SHARED_END)
+        words[shared] = previous._words[shared]
+        words[_CLOCK_BASE] = (previous._words[_CLOCK_BASE] + previous._words[_STEPS] - words[_STEPS]) & M64
+        words[_RESERVATION] = layout.NO_RESERVATION
+
+    def set_time(self, ticks: int, other_steps: int) -> None:
+        """Let the guest's time go on from ``ticks``; the other harts have executed ``other_steps``."""
+        self._set("clock_base", other_steps)
+        self._set("time_offset", ticks - self._get_clock())
+
+    @property
+    def steps(self) -> int:
+        """Instructions and traps since power-on: what ``run`` counts."""
+        return int(self._words[_STEPS])
+
+    @property
+    def yields(self) -> bool:
+        """Whether PAUSE leaves with that reason."""
+        return bool(self._words[_YIELDS])
+
+    @yields.setter
+    def yields(self, value: bool) -> None:
+        self._words[_YIELDS] = value
+
+    @property
+    def interrupt_pending(self) -> bool:
+        """Whether an interrupt is pending and enabled one by one, which ends a WFI."""
+        words = self._words
+        return bool((words[_MIP] | words[_LINES]) & words[_MIE])
+
+    def fence(self, start: int, size: int) -> None:
+        """SFENCE.VMA of a range of virtual addresses, carried out by another hart. Only between runs."""
+        self._native("flush_range", start, size)
 
     # -- running ---------------------------------------------------------------------------------------
 
@@ -316,12 +378,15 @@ class Core:
         self._set_all(firmware_emulated=0, machine_timer=1, privilege=PRIVILEGE_M)
         self._set_all(medeleg=0, mideleg=0, mcounteren=0)
 
-    def _next_deadline(self) -> int | None:
-        """The tick of the next timer that is set and enabled."""
-        enabled = self._get("mie")
-        timers = (("stimecmp", STIP), ("mtimecmp", MTIP))
-        deadlines = [self._get(name) for name, bit in timers if enabled & bit]
-        return min((deadline for deadline in deadlines if deadline != M64), default=None)
+    @property
+    def timer_deadline(self) -> int | None:
+        """The guest time at which a timer that is set and enabled wakes the hart; None if none does."""
+        words = self._words
+        enabled = words[_MIE]
+        deadline = min(
+            words[_STIMECMP] if enabled & STIP else M64, words[_MTIMECMP] if enabled & MTIP else M64
+        )
+        return None if deadline == M64 else int(deadline)
 
     @property
     def time(self) -> int:
@@ -330,14 +395,14 @@ class Core:
 
     def wait_deadline_ns(self) -> int | None:
         """Nanoseconds until a timer wakes the hart; None if none does (or is masked)."""
-        deadline = self._next_deadline()
+        deadline = self.timer_deadline
         if deadline is None:
             return None
         return max(0, deadline - self.time) * NANOSECONDS_PER_TICK
 
     def skip_to_deadline(self) -> None:
         """Let the guest's time jump to the timer's deadline (idle time on the virtual clock)."""
-        deadline = self._next_deadline()
+        deadline = self.timer_deadline
         if deadline is not None:
             self._skip(max(0, deadline - self.time))
             self._native("update_timer")

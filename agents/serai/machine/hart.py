@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import operator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 TIMEBASE_HZ = 10_000_000
 """Ticks of the `time` CSR in a second, as the device tree says."""
@@ -21,6 +22,7 @@ MACHINE_EXTERNAL_INTERRUPT = 11
 SUPERVISOR, MACHINE = 1, 3
 """Numbers of the privilege modes S and M."""
 
+CSR_SSTATUS = 0x100
 CSR_SCOUNTEREN = 0x106
 CSR_SATP = 0x180
 CSR_MIE = 0x304
@@ -37,6 +39,7 @@ class ExitReason(enum.IntEnum):
     ENVIRONMENT_CALL = 4
     REQUESTED = 5
     FAULT = 6
+    PAUSE = 7
 
 
 class ClockSource(enum.Enum):
@@ -58,6 +61,18 @@ class Counters:
     walks_timed: int = 0
     walk_cycles: int = 0
 
+    def plus(self, other: Counters) -> Counters:
+        """The sum of two harts."""
+        return Counters(
+            tuple(map(operator.add, self.exceptions, other.exceptions)),
+            tuple(map(operator.add, self.interrupts, other.interrupts)),
+            self.data_fills + other.data_fills,
+            self.fetch_fills + other.fetch_fills,
+            self.page_walks + other.page_walks,
+            self.walks_timed + other.walks_timed,
+            self.walk_cycles + other.walk_cycles,
+        )
+
 
 class Registers(Protocol):
     """A register file."""
@@ -74,6 +89,8 @@ class Hart(Protocol):
 
     pc: int
     privilege: int
+    yields: bool
+    """Whether PAUSE leaves `run`: another hart could use the time."""
 
     @property
     def x(self) -> Registers:
@@ -109,6 +126,30 @@ class Hart(Protocol):
 
     def host_cycles(self) -> int:
         """The cycle counter in which `Counters.walk_cycles` is measured."""
+
+    @property
+    def steps(self) -> int:
+        """Instructions and traps since reset: what `run` counts."""
+
+    @property
+    def interrupt_pending(self) -> bool:
+        """Whether there is what ends a WFI."""
+
+    @property
+    def timer_deadline(self) -> int | None:
+        """The tick of `time` at which a timer ends a WFI; None if none does."""
+
+    def join(self, first: Any) -> None:
+        """Become a further hart of the machine of `first`, a hart of the same class."""
+
+    def take_over(self, previous: Any) -> None:
+        """Run next after `previous` of the same machine: its time goes on here."""
+
+    def set_time(self, ticks: int, other_steps: int) -> None:
+        """Let time go on from `ticks`; the other harts have executed `other_steps`."""
+
+    def fence(self, start: int, size: int) -> None:
+        """Forget the translations of a range of virtual addresses."""
 
     def run(self, budget: int) -> ExitReason:
         """Execute at most `budget` instructions, without the GIL."""

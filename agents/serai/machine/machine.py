@@ -21,18 +21,14 @@ from serai.machine.bus import Bus
 from serai.machine.errors import ConfigurationError, DirtyLogError, LoadError, SnapshotError
 from serai.machine.exits import Cost, CycleScale, ExitCosts, name_events
 from serai.machine.hart import (
-    CSR_MIE,
-    CSR_MIP,
-    CSR_SATP,
-    CSR_SCOUNTEREN,
     MACHINE_EXTERNAL_INTERRUPT,
     NANOSECONDS_PER_TICK,
-    SUPERVISOR,
     SUPERVISOR_EXTERNAL_INTERRUPT,
     ClockSource,
     ExitReason,
     Hart,
 )
+from serai.machine.harts import Harts, HartsState
 from serai.machine.memory import PAGE_SIZE, GuestMemory
 from serai.machine.plic import Plic, PlicState
 from serai.machine.power import PowerSwitch
@@ -63,12 +59,11 @@ class MachineExit(enum.Enum):
 class MachineState:
     """What belongs to no device: the shape a snapshot fits, and counters that travel with the guest."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     memory_bytes: int
     vcpus: int
     clock: str
-    waiting: bool
     instructions_before: int
     exits: dict[str, int]
     ready_seconds: float | None
@@ -93,34 +88,47 @@ class Machine:
         self.fault = ""
         self.ready_seconds: float | None = None
         self.kernel_release = ""
-        self._make_hart = make_hart
         self._dirty_log = False
-        self._waiting = False
         self._instructions_before = 0
         self._restored_at_ticks: int | None = None
         self.memory = GuestMemory(ram, board.RAM_BASE, self._wrote)
-        self.hart = self._new_hart()
+        self._make_hart = make_hart
+        self.harts = Harts(self._new_hart, config.possible_vcpus, config.clock, config.vcpus, bare=self._bare)
         self._cycle_scale = CycleScale(self.hart.host_cycles())
         self.plic = Plic(
             [
-                self._interrupt_output(MACHINE_EXTERNAL_INTERRUPT),
-                self._interrupt_output(SUPERVISOR_EXTERNAL_INTERRUPT),
+                self._interrupt_output(number, bit)
+                for number in range(len(self.harts))
+                for bit in (MACHINE_EXTERNAL_INTERRUPT, SUPERVISOR_EXTERNAL_INTERRUPT)
             ]
         )
         self.uart = Uart(self.plic.line(board.UART_IRQ))
-        self.aclint = Aclint(lambda: [self.hart], config.vcpus) if config.mode is Mode.FULL else None
-        self.firmware = Firmware(lambda: [self.hart], self.memory, self.uart, self._fence)
+        self.aclint = self._build_aclint() if self._bare else None
+        self.firmware = Firmware(self.harts, self.memory, self.uart)
         self._build_virtio()
         self._build_bus()
 
-    def _new_hart(self) -> Hart:
-        hart = self._make_hart(self.memory.ram, 0, self.config.clock)
-        if self.config.mode is Mode.FULL:
+    @property
+    def _bare(self) -> bool:
+        return self.config.mode is Mode.FULL
+
+    @property
+    def hart(self) -> Hart:
+        """The hart that runs or ran last."""
+        return self.harts.hart
+
+    def _build_aclint(self) -> Aclint:
+        harts = self.harts
+        return Aclint(lambda: harts.all, harts.interrupt, lambda: harts.hart.time, len(harts))
+
+    def _new_hart(self, number: int) -> Hart:
+        hart = self._make_hart(self.memory.ram, number, self.config.clock)
+        if self._bare:
             hart.become_bare()
         return hart
 
-    def _interrupt_output(self, bit: int) -> Callable[[bool], None]:
-        return lambda level: self.hart.set_interrupt(bit, level)
+    def _interrupt_output(self, hart: int, bit: int) -> Callable[[bool], None]:
+        return lambda level: self.harts.interrupt(hart, bit, level)
 
     def _build_virtio(self) -> None:
         seed = None
@@ -163,10 +171,6 @@ class Machine:
     def _wrote(self, address: int, length: int) -> None:
         self.hart.dma_wrote(address, length)
 
-    def _fence(self, hart: int, instructions: bool) -> None:
-        """RFENCE. Writing satp flushes the hart's translations; its decoded code follows writes by itself."""
-        self.hart.set_csr(CSR_SATP, self.hart.csr(CSR_SATP))
-
     # Boot and reset.
 
     def boot(self) -> None:
@@ -189,26 +193,22 @@ class Machine:
             extra_files=config.extra_files,
             firmware=config.firmware if config.mode is Mode.FULL else None,
             tree=lambda place: board.device_tree(
-                config, slots=len(self.virtio), initramfs=place, random_seed=seed
+                config,
+                slots=len(self.virtio),
+                initramfs=place,
+                random_seed=seed,
+                vcpus=self.harts.allowed,
             ),
         )
         for transport in self.virtio:
             transport.frozen = False
-        hart = self.hart
-        hart.pc = boot.entry
-        if config.mode is Mode.PARAVIRTUAL:
-            hart.privilege = SUPERVISOR
-            # Firmware opens the counters to user programs: Linux relies on it, its vDSO reads the time.
-            hart.set_csr(CSR_SCOUNTEREN, 0b111)
-        hart.x[10] = 0
-        hart.x[11] = boot.tree
-        hart.x[12] = boot.information
+        self.harts.boot(boot.entry, boot.tree, boot.information)
 
     def reboot(self) -> None:
         """Power-cycle: fresh harts and devices, then `boot`, and raises what that raises."""
-        self._instructions_before += self.hart.instructions
+        self._instructions_before += self.harts.instructions
         self._events_before = self.events()
-        self.hart = self._new_hart()
+        self.harts.reset()
         if self._dirty_log:
             self.hart.start_dirty_log()
         self.plic.reset()
@@ -219,7 +219,6 @@ class Machine:
             transport.reset()
         self.firmware.request = None
         self.fault = ""
-        self._waiting = False
         self.boot()
 
     # Execution.
@@ -229,41 +228,48 @@ class Machine:
 
         A device exit is served and execution goes on; `Hart.request_exit` ends the call early as BUDGET.
         """
-        if self._waiting and not self._awake():
-            return MachineExit.WAIT
-        self._waiting = False
-        hart, exits = self.hart, self.exits
-        end = hart.instructions + budget
-        while (remaining := end - hart.instructions) > 0:
-            match hart.run(remaining):
-                case ExitReason.MMIO_LOAD:
-                    self._load(hart)
-                case ExitReason.MMIO_STORE:
-                    self._store(hart)
-                    if self.firmware.request is not None:
-                        return self._system_request(self.firmware.request)
-                case ExitReason.ENVIRONMENT_CALL:
-                    began = time.perf_counter_ns()
-                    self._served("sbi:" + self.firmware.call(0), began)
-                    if self.firmware.request is not None:
-                        return self._system_request(self.firmware.request)
-                case ExitReason.WAIT:
-                    exits["wait"] = exits.get("wait", 0) + 1
-                    self._waiting = True
-                    return MachineExit.WAIT
-                case ExitReason.FAULT:
-                    self.fault = hart.fault
-                    return MachineExit.FAULT
-                case ExitReason.REQUESTED:
-                    break
-                case ExitReason.BUDGET:
-                    pass
+        harts = self.harts
+        while budget > 0:
+            hart = harts.next()
+            if hart is None:
+                return MachineExit.WAIT
+            before = hart.steps
+            ended = self._serve(hart, hart.run(min(budget, harts.left)))
+            used = hart.steps - before
+            harts.used(used)
+            budget -= used
+            if ended is not None:
+                return ended
         return MachineExit.BUDGET
 
-    def _awake(self) -> bool:
-        """Whether what ends a WFI is there; until then, looking again must not move the guest."""
-        hart = self.hart
-        return bool(hart.csr(CSR_MIP) & hart.csr(CSR_MIE)) or hart.wait_deadline_ns() == 0
+    def _serve(self, hart: Hart, reason: ExitReason) -> MachineExit | None:
+        """Do what the hart left for; None to go on."""
+        match reason:
+            case ExitReason.MMIO_LOAD:
+                self._load(hart)
+            case ExitReason.MMIO_STORE:
+                self._store(hart)
+                if self.firmware.request is not None:
+                    return self._system_request(self.firmware.request)
+            case ExitReason.ENVIRONMENT_CALL:
+                began = time.perf_counter_ns()
+                self._served("sbi:" + self.firmware.call(self.harts.current), began)
+                if self.firmware.request is not None:
+                    return self._system_request(self.firmware.request)
+            case ExitReason.WAIT:
+                self._count("wait")
+                self.harts.wait()
+            case ExitReason.PAUSE:
+                self._count("pause")
+                self.harts.give_way()
+            case ExitReason.FAULT:
+                self.fault = hart.fault
+                return MachineExit.FAULT
+            case ExitReason.REQUESTED:
+                return MachineExit.BUDGET
+            case ExitReason.BUDGET:
+                pass
+        return None
 
     def _load(self, hart: Hart) -> None:
         began = time.perf_counter_ns()
@@ -286,6 +292,9 @@ class Machine:
         device.write(offset, hart.exit_width, hart.exit_value)
         self._served("mmio:" + device.name, began)
 
+    def _count(self, cause: str) -> None:
+        self.exits[cause] = self.exits.get(cause, 0) + 1
+
     def _served(self, cause: str, began: int) -> None:
         """Count an exit that was taken at `began` (perf_counter_ns) and is done with now."""
         self.exits[cause] = self.exits.get(cause, 0) + 1
@@ -294,13 +303,13 @@ class Machine:
     def events(self) -> dict[str, int]:
         """What native code served without an exit, by cause, since this process took the guest."""
         events = dict(self._events_before)
-        for name, count in name_events(self.hart.counters).items():
+        for name, count in name_events(self.harts.counters).items():
             events[name] = events.get(name, 0) + count
         return events
 
     def costs(self) -> dict[str, Cost]:
         """Time by cause since this process took the guest; of page walks an extrapolated sample."""
-        counters = self.hart.counters
+        counters = self.harts.counters
         costs = dict(self._costs.costs)
         if counters.walks_timed:
             spent = self._cycle_scale.nanoseconds(counters.walk_cycles, self.hart.host_cycles())
@@ -313,7 +322,7 @@ class Machine:
     @property
     def instructions(self) -> int:
         """Instructions retired since the guest was created, across reboots and migrations."""
-        return self._instructions_before + self.hart.instructions
+        return self._instructions_before + self.harts.instructions
 
     # Pause and time.
 
@@ -364,9 +373,8 @@ class Machine:
         config = self.config
         state = MachineState(
             memory_bytes=config.memory_bytes,
-            vcpus=config.vcpus,
+            vcpus=config.possible_vcpus,
             clock=config.clock.value,
-            waiting=self._waiting,
             instructions_before=self._instructions_before,
             exits=dict(self.exits),
             ready_seconds=self.ready_seconds,
@@ -374,7 +382,11 @@ class Machine:
         )
         sections = [
             save_section("machine", state),
-            Section("hart0", _HART_VERSION, self.hart.save()),
+            save_section("harts", self.harts.save()),
+            *(
+                Section(f"hart{number}", _HART_VERSION, hart.save())
+                for number, hart in enumerate(self.harts.all)
+            ),
             save_section(self.plic.name, self.plic.save()),
             save_section(self.uart.name, self.uart.save()),
         ]
@@ -389,13 +401,15 @@ class Machine:
         sections = unpack(snapshot)
         state = load_section(sections, "machine", MachineState)
         config = self.config
-        here = (config.memory_bytes, config.vcpus, config.clock.value)
+        here = (config.memory_bytes, config.possible_vcpus, config.clock.value)
         saved = (state.memory_bytes, state.vcpus, state.clock)
         if saved != here:
             raise SnapshotError("machine", f"is of a machine of {saved}, this one is {here}")
         if (Aclint.name in sections) != (self.aclint is not None):
             raise SnapshotError("machine", f"is not of a machine of mode {config.mode.value}")
-        self._restore_hart(sections)
+        for number, hart in enumerate(self.harts.all):
+            _restore_hart(sections, f"hart{number}", hart)
+        self.harts.restore(load_section(sections, "harts", HartsState))
         if self.aclint is not None:
             self.aclint.restore(load_section(sections, self.aclint.name, AclintState))
         self.plic.restore(load_section(sections, self.plic.name, PlicState))
@@ -405,19 +419,17 @@ class Machine:
         self.exits = dict(state.exits)
         self.ready_seconds = state.ready_seconds
         self.kernel_release = state.kernel_release
-        self._waiting = state.waiting
         self._instructions_before = state.instructions_before
         self._restored_at_ticks = self.hart.time
 
-    def _restore_hart(self, sections: dict[str, Section]) -> None:
-        section = sections.get("hart0")
-        if section is None:
-            raise SnapshotError("hart0", "is missing")
-        if section.version != _HART_VERSION:
-            raise SnapshotError(
-                "hart0", f"version {section.version} is unknown here (known: {_HART_VERSION})"
-            )
-        try:
-            self.hart.restore(section.body)
-        except Exception as error:
-            raise SnapshotError("hart0", f"cannot be read: {error}") from None
+
+def _restore_hart(sections: dict[str, Section], name: str, hart: Hart) -> None:
+    section = sections.get(name)
+    if section is None:
+        raise SnapshotError(name, "is missing")
+    if section.version != _HART_VERSION:
+        raise SnapshotError(name, f"version {section.version} is unknown here (known: {_HART_VERSION})")
+    try:
+        hart.restore(section.body)
+    except Exception as error:
+        raise SnapshotError(name, f"cannot be read: {error}") from None

@@ -140,10 +140,10 @@ class GuestProcess:
             self._budget = max(_MINIMUM_BUDGET, min(scaled, self._budget * 2, _MAXIMUM_BUDGET))
 
     def _idle(self, machine: Machine) -> None:
-        deadline = machine.hart.wait_deadline_ns()
+        deadline = machine.harts.wait_deadline_ns()
         if machine.config.clock is ClockSource.VIRTUAL and deadline is not None:
             self._poll(0)
-            machine.hart.skip_to_deadline()
+            machine.harts.skip_to_deadline()
         else:
             self._poll(None if deadline is None else max(deadline, 0) / 1e9)
 

@@ -173,6 +173,7 @@ def config_to_fields(config: MachineConfig) -> dict[str, Any]:
         "clock": config.clock.value,
         "mode": config.mode.value,
         "firmware": None if config.firmware is None else str(config.firmware),
+        "maximum_vcpus": config.maximum_vcpus,
     }
 
 
@@ -197,6 +198,7 @@ def config_from_fields(fields: dict[str, Any]) -> MachineConfig:
             clock=ClockSource(fields["clock"]),
             mode=Mode(fields["mode"]),
             firmware=None if fields["firmware"] is None else Path(fields["firmware"]),
+            maximum_vcpus=int(fields["maximum_vcpus"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
         raise ProtocolError(f"a machine configuration that cannot be read: {error!r}") from None

@@ -4,8 +4,10 @@
 from serai.machine.isa.table import Effect, instruction
 from serai.machine.native.layout import (
     EXIT_ENVIRONMENT_CALL,
+    EXIT_PAUSE,
     EXIT_WAIT,
     LEAVE_AFTER,
+    OK,
     REDIRECT,
     REFRESH,
     TRAPPED,
@@ -108,6 +110,15 @@ def wfi(s: State) -> int:
         return REFRESH
     s.exit_reason = EXIT_WAIT
     return LEAVE_AFTER
+
+
+# Zihintpause: a FENCE that orders nothing. A hart that spins gives way where another one could run.
+@instruction("0000 0001 0000 00000 000 00000 0001111", "none", clause="Zihintpause", effect=Effect.SYSTEM)
+def pause(s: State) -> int:
+    if s.yields:
+        s.exit_reason = EXIT_PAUSE
+        return LEAVE_AFTER
+    return OK
 
 
 @instruction("0001001 ..... ..... 000 00000 1110011", "R", clause="Priv. 12.2.1", effect=Effect.SYSTEM)

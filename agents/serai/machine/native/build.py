@@ -26,6 +26,7 @@ EXPORTED = (
     "csr_read",
     "csr_write",
     "flush_all",
+    "flush_range",
     "guest_time",
     "host_cycles",
     "stop_dirty",

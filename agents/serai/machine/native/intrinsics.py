@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from serai.machine.native.language import FunctionCompiler, Value
+from serai.machine.native.layout import State
 
 Emitter = Callable[[FunctionCompiler, ast.Call], Value]
 INTRINSICS: dict[str, Emitter] = {}
@@ -218,6 +219,11 @@ def _bound(name: str) -> Emitter:
         raise c.fail(n, f"{name} belongs in instruction semantics")
 
     return emit
+
+
+def state_at(address: int) -> State:
+    """Another hart's state block, as the argument of a native function (bound by the compiler itself)."""
+    raise NotImplementedError
 
 
 # Guest memory, as instruction semantics see it: virtual addresses, precise faults. The handler's compiler

@@ -319,6 +319,9 @@ class FunctionCompiler:
         for argument in node.args:
             if isinstance(argument, ast.Name) and argument.id == "s":
                 arguments.append("ptr %s")
+            elif isinstance(argument, ast.Call) and getattr(argument.func, "id", "") == "state_at":
+                address = self.i64(argument.args[0])
+                arguments.append(f"ptr {self.assign('ptr', f'inttoptr i64 {address.text} to ptr').text}")
             else:
                 arguments.append(f"i64 {self.i64(argument).text}")
         callee = self.constants_name(name)

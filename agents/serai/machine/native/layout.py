@@ -89,6 +89,7 @@ EXIT_MMIO_STORE: Final = 3
 EXIT_ENVIRONMENT_CALL: Final = 4
 EXIT_REQUESTED: Final = 5
 EXIT_FAULT: Final = 6
+EXIT_PAUSE: Final = 7
 
 _SCALARS = [
     "pc",
@@ -138,9 +139,9 @@ _SCALARS = [
     "reservation_value",
     "request",
     "virtual_clock",
-    "time_offset",
+    "clock_base",
+    "next_hart",
     "clock_gettime",
-    "last_time",
     "ram_base",
     "ram_size",
     "ram_host",
@@ -148,7 +149,6 @@ _SCALARS = [
     "page_flags",
     "code_map",
     "code_pool",
-    "code_pool_next",
     "code_pool_end",
     "flat_low",
     "flat_high",
@@ -177,6 +177,10 @@ _SCALARS = [
     "fetch_fills",
 ]
 
+# What the harts of a machine have in common and change while they run: one hart runs at a time, and takes
+# these words over from the one before it (Core.take_over).
+_SHARED = ["time_offset", "last_time", "code_pool_next", "yields"]
+
 
 def _layout() -> tuple[dict[str, Place], int]:
     fields: dict[str, Place] = {}
@@ -189,7 +193,7 @@ def _layout() -> tuple[dict[str, Place], int]:
 
     add("x", 34)  # x[32] swallows writes to x0, so that no handler tests for it
     add("f", 32)
-    for name in _SCALARS:
+    for name in (*_SCALARS, *_SHARED):
         add(name, 1)
     add("pmpcfg", 2)
     add("pmpaddr", 16)
@@ -206,3 +210,6 @@ def _layout() -> tuple[dict[str, Place], int]:
 
 
 FIELDS, STATE_SIZE = _layout()
+SHARED_FIRST: Final = FIELDS[_SHARED[0]].offset // 8
+SHARED_END: Final = SHARED_FIRST + len(_SHARED)
+NEXT_HART: Final = FIELDS["next_hart"].offset

@@ -5,7 +5,7 @@ store to it comes to ``page_written``, which resets its slots. Decoded code is t
 FENCE.I has nothing left to do. The dirty log works the same way with FLAG_CLEAN, and costs nothing when off.
 """
 
-from serai.machine.native.intrinsics import host_load, host_store
+from serai.machine.native.intrinsics import host_load, host_store, state_at
 from serai.machine.native.language import native
 from serai.machine.native.layout import (
     DATA_MODES,
@@ -15,6 +15,7 @@ from serai.machine.native.layout import (
     FLAG_CLEAN,
     FLAG_CODE,
     NEVER,
+    NEXT_HART,
     PAGE,
     PAGE_BITS,
     PAGE_SLOTS,
@@ -27,6 +28,7 @@ from serai.machine.native.layout import (
 )
 
 PAGE_OFFSET = PAGE - 1
+FLUSH_PAGES = 64  # a range of more pages costs less to forget as a whole
 
 
 @native
@@ -83,12 +85,35 @@ def flush_all(s: State) -> int:
 
 
 @native
+def flush_harts(s: State) -> int:
+    """Empty the TLBs of every hart of the machine."""
+    flush_all(s)
+    other: int = s.next_hart
+    while other != s.x:
+        flush_all(state_at(other))
+        other = host_load(other + NEXT_HART, 8)
+    return 0
+
+
+@native
 def flush_exec_page(s: State, address: int) -> int:
     """Forget where one page's slots are, in every privilege."""
     privilege = 0
     while privilege < 4:
         host_store(s.exec_tlb + privilege * EXEC_SET + ((address >> PAGE_BITS & EXEC_MASK) << 4), NEVER, 8)
         privilege += 1
+    return 0
+
+
+@native
+def flush_range(s: State, address: int, size: int) -> int:
+    """Forget a range of virtual addresses; everything when it is large or wraps around."""
+    if size > FLUSH_PAGES * PAGE or address + size < address:
+        return flush_all(s)
+    page = address & ~PAGE_OFFSET
+    while page < address + size:
+        flush_page(s, page)
+        page += PAGE
     return 0
 
 
@@ -108,7 +133,18 @@ def flush_page(s: State, address: int) -> int:
 
 @native
 def drop_writes_to(s: State, host_page: int) -> int:
-    """Drop the write tags of one host page (and any other tag of data there, which does no harm)."""
+    """Drop the write tags of one host page in every hart of the machine."""
+    drop_writes_of(s, host_page)
+    other: int = s.next_hart
+    while other != s.x:
+        drop_writes_of(state_at(other), host_page)
+        other = host_load(other + NEXT_HART, 8)
+    return 0
+
+
+@native
+def drop_writes_of(s: State, host_page: int) -> int:
+    """Drop one hart's write tags of a host page (and any other tag of data there, which does no harm)."""
     if s.fills > FILL_LOG:
         return flush_all(s)
     index = 0
@@ -142,7 +178,7 @@ def forget_code(s: State) -> int:
             host_store(s.page_flags + index, flags & FLAG_CLEAN, 1)
         index += 1
     s.code_pool_next = s.code_pool
-    return flush_all(s)
+    return flush_harts(s)
 
 
 @native
@@ -157,7 +193,7 @@ def collect_dirty(s: State, bitmap: int) -> int:
             host_store(bitmap + (index >> 3), byte | 1 << (index & 7), 1)
             host_store(s.page_flags + index, flags | FLAG_CLEAN, 1)
         index += 1
-    return flush_all(s)
+    return flush_harts(s)
 
 
 @native

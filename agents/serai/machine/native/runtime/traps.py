@@ -41,7 +41,7 @@ CLOCK_MONOTONIC = 1
 def clock_ticks(s: State) -> int:
     """The clock behind the guest's: ticks of 100 ns, real (CLOCK_MONOTONIC) or of retired steps."""
     if s.virtual_clock:
-        return s.steps // STEPS_PER_TICK
+        return (s.steps + s.clock_base) // STEPS_PER_TICK
     call_pointer(s.clock_gettime, CLOCK_MONOTONIC, s.timespec)
     return s.timespec[0] * TICKS_PER_SECOND + s.timespec[1] // 100
 
@@ -200,7 +200,7 @@ def steps_to_deadline(s: State) -> int:
     ticks = deadline - guest_time(s)
     if ticks > SLICE:
         return SLICE
-    steps = ticks * STEPS_PER_TICK - s.steps % STEPS_PER_TICK
+    steps = ticks * STEPS_PER_TICK - (s.steps + s.clock_base) % STEPS_PER_TICK
     if steps < SLICE:
         return steps
     return SLICE
