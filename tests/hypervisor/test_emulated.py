@@ -159,8 +159,8 @@ async def test_names_are_taken_once_and_bad_configurations_explained(
     guest = await guest_of(driver, tmp_path, SLEEP)
     with pytest.raises(AlreadyExistsError):
         await driver.create(guest.config)
-    with pytest.raises(HypervisorError, match="one hart"):
-        await driver.create(GuestConfig(uid="b", memory_bytes=MEMORY, vcpus=2))
+    with pytest.raises(HypervisorError, match="1 to 8"):
+        await driver.create(GuestConfig(uid="b", memory_bytes=MEMORY, vcpus=9))
     with pytest.raises(HypervisorError, match="whole pages"):
         await driver.create(GuestConfig(uid="b", memory_bytes=MEMORY + 1))
     empty = await driver.create(GuestConfig(uid="b", memory_bytes=MEMORY))

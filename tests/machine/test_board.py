@@ -7,10 +7,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.machine.scripted import Program, ScriptedHart
 
 from serai.machine import board, cpio, fdt, loader, sbi
 from serai.machine.board import RAM_BASE, MachineConfig
 from serai.machine.errors import ConfigurationError, LoadError, SnapshotError
+from serai.machine.hart import ClockSource
+from serai.machine.harts import Harts
 from serai.machine.memory import GuestMemory
 from serai.machine.plic import Plic
 from serai.machine.sbi import Firmware, SystemRequest
@@ -307,35 +310,29 @@ def test_loader_says_what_is_wrong(tmp_path: Path, content: bytes | None, proble
     assert "kernel" in str(caught.value)
 
 
+def _no_program(hart: ScriptedHart) -> Program:
+    raise NotImplementedError
+
+
 class Caller:
-    """A hart that only makes calls."""
+    """A machine whose first hart only makes calls."""
 
     def __init__(self) -> None:
-        self.x = [0] * 32
-        self.timer: int | None = None
-        self.interrupts: list[tuple[int, bool]] = []
-        self.fences: list[tuple[int, bool]] = []
         self.ram = bytearray(8192)
         self.uart = Serial().uart
+        self.hart = ScriptedHart(memoryview(self.ram), _no_program)
         self.firmware = Firmware(
-            lambda: [self],
+            Harts(lambda number: self.hart, 1, ClockSource.VIRTUAL, 1),
             GuestMemory(memoryview(self.ram), RAM_BASE),
             self.uart,
-            lambda hart, instructions: self.fences.append((hart, instructions)),
         )
 
-    def set_timer(self, deadline_ticks: int) -> None:
-        self.timer = deadline_ticks
-
-    def set_interrupt(self, bit: int, level: bool) -> None:
-        self.interrupts.append((bit, level))
-
     def call(self, extension: int, function: int, *arguments: int) -> tuple[int, int]:
-        self.x[17], self.x[16] = extension, function
-        self.x[10:16] = [*arguments, *[0] * (6 - len(arguments))]
+        x = self.hart.x
+        x[17], x[16] = extension, function
+        x[10:16] = [*arguments, *[0] * (6 - len(arguments))]
         self.firmware.call(0)
-        error = self.x[10] - (1 << 64) if self.x[10] >> 63 else self.x[10]
-        return error, self.x[11]
+        return x[10] - (1 << 64) if x[10] >> 63 else x[10], x[11]
 
 
 def test_sbi_answers() -> None:
@@ -346,17 +343,20 @@ def test_sbi_answers() -> None:
     assert hart.call(sbi.BASE, 3, 0x504D55) == (0, 0)
     assert hart.call(0x504D55, 0) == (-2, 0)
     assert hart.call(sbi.TIME, 0, 12345) == (0, 0)
-    assert hart.timer == 12345
+    assert hart.hart.deadline == 12345
     assert hart.call(sbi.IPI, 0, 1, 0) == (0, 0)
-    assert hart.interrupts == [(1, True)]
+    assert hart.hart.pending == 1 << 1
     assert hart.call(sbi.IPI, 0, 2, 0) == (-3, 0)
     assert hart.call(sbi.RFENCE, 1, 0, everyone, 0, 4096) == (0, 0)
     assert hart.call(sbi.RFENCE, 0, 1, 0) == (0, 0)
-    assert hart.fences == [(0, False), (0, True)]
+    assert hart.call(sbi.RFENCE, 2, 1, 0, 0, everyone, 7) == (0, 0)
+    assert hart.hart.fences == [(0, 4096), (0, everyone)], "fence.i has nothing to flush"
     assert hart.call(sbi.RFENCE, 3, 1, 0) == (-2, 0)
     assert hart.call(sbi.HSM, 2, 0) == (0, 0)
     assert hart.call(sbi.HSM, 2, 1) == (-3, 0)
     assert hart.call(sbi.HSM, 0, 0) == (-6, 0)
+    assert hart.call(sbi.HSM, 0, 1, RAM_BASE) == (-3, 0)
+    assert hart.call(sbi.HSM, 1) == (-1, 0), "the last hart cannot stop"
     assert hart.firmware.request is None
     assert hart.call(sbi.SRST, 0, 9) == (-3, 0)
     assert hart.call(sbi.SRST, 0, 1) == (0, 0)

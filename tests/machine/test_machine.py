@@ -205,8 +205,8 @@ def test_snapshot_errors_name_the_section() -> None:
 def test_impossible_machines_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="whole pages"):
         MachineConfig(memory_bytes=1000).check()
-    with pytest.raises(ConfigurationError, match="one hart"):
-        MachineConfig(memory_bytes=4096, vcpus=2).check()
+    with pytest.raises(ConfigurationError, match="1 to 8"):
+        MachineConfig(memory_bytes=4096, vcpus=9).check()
     many = tuple(NetworkInterface(f"eth{n}", bytes(6)) for n in range(31))
     with pytest.raises(ConfigurationError, match="33 virtio"):
         MachineConfig(memory_bytes=4096, interfaces=many).check()
