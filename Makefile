@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 MIRROR_OPTION := $(if $(MIRROR),--mirror $(MIRROR))
 
-.PHONY: help install demo test unit guest-tests lint types protos image conformance clean
+.PHONY: help install demo test unit guest-tests lint types protos image conformance bench-embedding clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -45,6 +45,9 @@ protos: install  ## regenerate the gRPC stubs after a change of a contract
 
 conformance: install  ## RISCV_TESTS=DIR: the official riscv-tests, built in a local checkout
 	$(BIN)/python -m pytest tests/conformance --riscv-tests='$(RISCV_TESTS)'
+
+bench-embedding: install  ## embedding algorithms on the Waxman-100 setting -> bench/out/embedding.json
+	$(BIN)/python -m bench.embedding
 
 clean:  ## remove the virtual environment and everything generated
 	rm -rf $(VENV) build dist bench/out demo-report.json .mypy_cache .ruff_cache .pytest_cache

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from serai.embedding import checker, greedy, joint
+from serai.embedding import breadth_first, checker, exact, greedy, joint, two_stage, vine
 from serai.embedding.model import Infeasible, Mapping, NotFound, Request, Result, Substrate
 from serai.errors import AlreadyExistsError, CapacityError, InternalError, NotFoundError
 
@@ -24,7 +24,19 @@ class EmbeddingAlgorithm(Protocol):
         ...
 
 
-_algorithms: dict[str, EmbeddingAlgorithm] = {"greedy": greedy.embed, "joint": joint.embed}
+_algorithms: dict[str, EmbeddingAlgorithm] = {
+    "joint": joint.embed,
+    "greedy": greedy.embed,
+    "grc": two_stage.grc,
+    "nrm": two_stage.nrm,
+    "rw": two_stage.random_walk,
+    "pl": two_stage.proximity,
+    "nea": two_stage.essentiality,
+    "rw-bfs": breadth_first.embed,
+    "d-vine": vine.deterministic,
+    "r-vine": vine.randomised,
+    "exact": exact.embed,
+}
 
 
 def register(name: str, algorithm: EmbeddingAlgorithm) -> None:
@@ -39,6 +51,16 @@ def register(name: str, algorithm: EmbeddingAlgorithm) -> None:
 def names() -> tuple[str, ...]:
     """The algorithms that are known."""
     return tuple(sorted(_algorithms))
+
+
+def algorithm(name: str) -> EmbeddingAlgorithm:
+    """The algorithm of a name. Raises NotFoundError for an unknown one."""
+    if name not in _algorithms:
+        raise NotFoundError(f"there is no embedding algorithm {name!r}", hint=f"known: {', '.join(names())}")
+    return _algorithms[name]
+
+
+_named = algorithm  # `solve` has a parameter of that name
 
 
 def solve(
@@ -56,11 +78,7 @@ def solve(
     metadata resource, element, asked, available) or EMBEDDING_NOT_FOUND (not proved: more time may help);
     InternalError for a mapping that fails the check.
     """
-    if algorithm not in _algorithms:
-        raise NotFoundError(
-            f"there is no embedding algorithm {algorithm!r}", hint=f"known: {', '.join(names())}"
-        )
-    result = _algorithms[algorithm](
+    result = _named(algorithm)(
         substrate, request, revisitation=revisitation, seed=seed, time_limit=time_limit
     )
     mapping = require(result)
