@@ -3,8 +3,8 @@ each know only themselves.
 
 The quadrants of a Waxman-100 substrate are four providers; links between quadrants are borders. The VNet
 provider sees advertisements (totals, largest node, borders), splits, and each provider embeds its part; a
-request is accepted when all do, without a second round. The parts are joined and checked against the whole
-substrate.
+request is accepted when all do. With `rounds` above one, a provider that refuses is left out and the rest is
+split again. The parts are joined and checked against the whole substrate.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 from statistics import mean
 
 from bench.vne_instances import Instance
-from bench.vne_simulation import simulate
+from bench.vne_simulation import Outcome, simulate
 
 from serai.embedding import (
     Advertisement,
@@ -85,21 +85,39 @@ def quadrants(instance: Instance) -> Domains:
     )
 
 
-def embed_hidden(domains: Domains, substrate: Substrate, request: Request, seed: int) -> Result:
-    advertisements = tuple(domains.advertise(substrate, name) for name in domains.names)
-    found = split(advertisements, request, time_limit=1.0, max_steps=SPLIT_STEPS)
-    if not isinstance(found, Split):
-        return found
+def embed_hidden(
+    domains: Domains, substrate: Substrate, request: Request, *, seed: int, rounds: int
+) -> Result:
+    willing = list(domains.names)
+    result: Result = NotFound("no provider is left", 0)
+    for _ in range(rounds):
+        advertisements = tuple(domains.advertise(substrate, name) for name in willing)
+        found = split(advertisements, request, time_limit=1.0, max_steps=SPLIT_STEPS)
+        if not isinstance(found, Split):
+            return found
+        refusing, result = _embed_parts(domains, substrate, request, found, seed=seed)
+        if not refusing:
+            return result
+        willing.remove(refusing)
+    return result
+
+
+def _embed_parts(
+    domains: Domains, substrate: Substrate, request: Request, found: Split, *, seed: int
+) -> tuple[str, Result]:
+    """The provider that refuses, or the joined mapping."""
     nodes: dict[str, str] = {}
     halves: dict[str, dict[str, Path]] = {}
-    for name in domains.names:
+    for name in sorted(set(found.providers.values())):
         part = _part(domains, substrate, request, found, name)
-        result = embed(domains.view(substrate, name), part, revisitation=False, seed=seed, time_limit=1.0)
+        view = domains.view(substrate, name)
+        result = embed(view, part, revisitation=False, seed=seed, time_limit=1.0)
         if not isinstance(result, Mapping):
-            return NotFound(f"{name} has no room for its part", 0)
+            return name, result
         nodes.update({key: place for key, place in result.nodes.items() if not key.startswith("far ")})
         halves[name] = result.paths
-    return Mapping(nodes, {link.name: _join(found, halves, nodes, domains, link) for link in request.links})
+    paths = {link.name: _join(found, halves, nodes, domains, link) for link in request.links}
+    return "", Mapping(nodes, paths)
 
 
 def _part(domains: Domains, substrate: Substrate, request: Request, found: Split, name: str) -> Request:
@@ -139,25 +157,25 @@ def _join(
 
 
 def measure_hidden(instances: list[Instance], *, requests: int) -> dict[str, object]:
-    hidden, full = [], []
-    for instance in instances:
-        domains = quadrants(instance)
-        hidden.append(
-            simulate(instance, lambda s, r, i, d=domains: embed_hidden(d, s, r, i), requests=requests)
-        )
-        full.append(
-            simulate(
-                instance,
-                lambda s, r, i: embed(s, r, revisitation=False, seed=i, time_limit=1.0),
-                requests=requests,
-            )
-        )
-    return {
-        "setting": f"Waxman 100 nodes, four providers (quadrants), the first {requests} requests",
-        "acceptance_full": mean(item.acceptance for item in full),
-        "acceptance_hidden": mean(item.acceptance for item in hidden),
-        "revenue_to_cost_full": mean(item.revenue_to_cost for item in full),
-        "revenue_to_cost_hidden": mean(item.revenue_to_cost for item in hidden),
-        "s_per_request_full": mean(mean(item.seconds) for item in full),
-        "s_per_request_hidden": mean(mean(item.seconds) for item in hidden),
+    report: dict[str, object] = {
+        "setting": f"Waxman 100 nodes, four providers (quadrants), the first {requests} requests"
     }
+    for name, rounds in (("full", 0), ("hidden", 1), ("hidden_four_rounds", 4)):
+        outcomes = [_run(instance, rounds, requests) for instance in instances]
+        report[name] = {
+            "acceptance": mean(item.acceptance for item in outcomes),
+            "revenue_to_cost": mean(item.revenue_to_cost for item in outcomes),
+            "s_per_request": mean(mean(item.seconds) for item in outcomes),
+        }
+    return report
+
+
+def _run(instance: Instance, rounds: int, requests: int) -> Outcome:
+    domains = quadrants(instance)
+
+    def embedder(substrate: Substrate, request: Request, number: int) -> Result:
+        if rounds:
+            return embed_hidden(domains, substrate, request, seed=number, rounds=rounds)
+        return embed(substrate, request, revisitation=False, seed=number, time_limit=1.0)
+
+    return simulate(instance, embedder, requests=requests)

@@ -24,6 +24,7 @@ class Outcome:
 
     accepted: list[bool] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     revenue: float = 0.0
     cost: float = 0.0
 
@@ -45,9 +46,10 @@ def simulate(instance: Instance, embedder: Embedder, *, requests: int | None = N
             _, _, request, mapping = heapq.heappop(leaving)
             residual.release(request, mapping)
         request, free = arrival.request(), residual.as_substrate()
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         result = embedder(free, request, number)
         outcome.seconds.append(time.perf_counter() - begin)
+        outcome.cpu_seconds.append(time.process_time() - cpu)
         outcome.accepted.append(isinstance(result, Mapping))
         if not isinstance(result, Mapping):
             continue

@@ -91,6 +91,11 @@ def simple_paths(substrate: Substrate, source: str, target: str) -> Iterator[Pat
 
 def brute_force(substrate: Substrate, request: Request, revisitation: bool) -> Mapping | None:
     """The first mapping that the checker accepts, among all there are."""
+    return next(all_mappings(substrate, request, revisitation), None)
+
+
+def all_mappings(substrate: Substrate, request: Request, revisitation: bool) -> Iterator[Mapping]:
+    """Every mapping that the checker accepts."""
     places = [node.name for node in substrate.nodes]
     bare = Request(request.nodes)
     for choice in itertools.product(places, repeat=len(request.nodes)):
@@ -101,5 +106,4 @@ def brute_force(substrate: Substrate, request: Request, revisitation: bool) -> M
         for paths in itertools.product(*options):
             mapping = Mapping(nodes, dict(zip([link.name for link in request.links], paths, strict=True)))
             if not check(substrate, request, mapping, revisitation=revisitation):
-                return mapping
-    return None
+                yield mapping
