@@ -62,7 +62,10 @@ class ThreadZygote:
         self.program = program
         self.threads: list[threading.Thread] = []
 
-    async def fork(self, descriptors: list[int], interfaces: int) -> ChildProcess:
+    async def fork(
+        self, descriptors: list[int], interfaces: int, *, orphan_seconds: float = 0.0
+    ) -> ChildProcess:
+        assert orphan_seconds == 0, "a thread cannot outlive its agent"
         assert len(descriptors) == 3 + interfaces
         child = ThreadChild(len(self.threads) + 1, socket.socket(fileno=os.dup(descriptors[1])))
         ram, control, console, *frames = [os.dup(descriptor) for descriptor in descriptors]
