@@ -26,6 +26,8 @@ _FLOAT = (
     "ft0 ft1 ft2 ft3 ft4 ft5 ft6 ft7 fs0 fs1 fa0 fa1 fa2 fa3 fa4 fa5 fa6 fa7 "
     "fs2 fs3 fs4 fs5 fs6 fs7 fs8 fs9 fs10 fs11 ft8 ft9 ft10 ft11"
 )
+INTEGER_NAMES: Final = tuple(_INTEGER.split())
+FLOAT_NAMES: Final = tuple(_FLOAT.split())
 REGISTERS: Final = (
     {name: number for names in (_INTEGER, _FLOAT) for number, name in enumerate(names.split())}
     | {f"x{number}": number for number in range(32)}
@@ -33,37 +35,24 @@ REGISTERS: Final = (
     | {"fp": 8}
 )
 ROUNDING: Final = {"rne": 0, "rtz": 1, "rdn": 2, "rup": 3, "rmm": 4, "dyn": 7}
-CSRS: Final = {
-    "fflags": 1,
-    "frm": 2,
-    "fcsr": 3,
-    "sstatus": 0x100,
-    "sie": 0x104,
-    "stvec": 0x105,
-    "sscratch": 0x140,
-    "sepc": 0x141,
-    "scause": 0x142,
-    "stval": 0x143,
-    "sip": 0x144,
-    "stimecmp": 0x14D,
-    "satp": 0x180,
-    "mstatus": 0x300,
-    "medeleg": 0x302,
-    "mideleg": 0x303,
-    "mie": 0x304,
-    "mtvec": 0x305,
-    "mepc": 0x341,
-    "mcause": 0x342,
-    "mtval": 0x343,
-    "mip": 0x344,
-    "mscratch": 0x340,
-    "cycle": 0xC00,
-    "time": 0xC01,
-    "instret": 0xC02,
-    "mhartid": 0xF14,
-    "pmpcfg0": 0x3A0,
-    "pmpaddr0": 0x3B0,
-}
+# Privileged ISA, tables of allocated CSR addresses.
+CSRS: Final = (
+    {"fflags": 1, "frm": 2, "fcsr": 3}
+    | {"sstatus": 0x100, "sie": 0x104, "stvec": 0x105, "scounteren": 0x106, "senvcfg": 0x10A}
+    | {"sscratch": 0x140, "sepc": 0x141, "scause": 0x142, "stval": 0x143, "sip": 0x144, "stimecmp": 0x14D}
+    | {"satp": 0x180}
+    | {"mstatus": 0x300, "misa": 0x301, "medeleg": 0x302, "mideleg": 0x303, "mie": 0x304, "mtvec": 0x305}
+    | {"mcounteren": 0x306, "menvcfg": 0x30A, "mcountinhibit": 0x320}
+    | {"mscratch": 0x340, "mepc": 0x341, "mcause": 0x342, "mtval": 0x343, "mip": 0x344}
+    | {"mseccfg": 0x747, "tselect": 0x7A0, "tdata1": 0x7A1, "tdata2": 0x7A2, "tdata3": 0x7A3}
+    | {"mcycle": 0xB00, "minstret": 0xB02, "cycle": 0xC00, "time": 0xC01, "instret": 0xC02}
+    | {"mvendorid": 0xF11, "marchid": 0xF12, "mimpid": 0xF13, "mhartid": 0xF14, "mconfigptr": 0xF15}
+    | {f"pmpcfg{n}": 0x3A0 + n for n in range(0, 16, 2)}
+    | {f"pmpaddr{n}": 0x3B0 + n for n in range(64)}
+    | {f"mhpmcounter{n}": 0xB00 + n for n in range(3, 32)}
+    | {f"mhpmevent{n}": 0x320 + n for n in range(3, 32)}
+    | {f"hpmcounter{n}": 0xC00 + n for n in range(3, 32)}
+)
 # Pseudo-instruction: the instructions it stands for, {0} {1} {2} being its operands.
 PSEUDO: Final = {
     "nop": ("addi x0, x0, 0",),
