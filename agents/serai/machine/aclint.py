@@ -37,7 +37,7 @@ class AclintState:
 
 
 class Aclint:
-    """Timers and software interrupts for `count` harts; `interrupt(hart, bit, level)` drives a hart's line."""
+    """Timers and software interrupts for `count` harts; `interrupt(hart, bit, level)` drives a line."""
 
     name = "aclint"
 
