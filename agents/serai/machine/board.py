@@ -72,7 +72,8 @@ class Disk:
 class MachineConfig:
     """A machine to build. `kernel` is a Linux Image or an ELF file; `extra_files` join the initramfs.
 
-    The guest starts with `vcpus` harts; up to `maximum_vcpus` can be allowed while it runs.
+    The guest starts with `vcpus` harts and, once its balloon is inflated, `memory_bytes`; both can be changed
+    while it runs, up to `maximum_vcpus` and `maximum_memory_bytes`.
     In mode FULL `firmware` (OpenSBI's fw_dynamic) starts first and then the kernel; without one the kernel
     itself starts in M-mode.
     """
@@ -89,27 +90,35 @@ class MachineConfig:
     mode: Mode = Mode.PARAVIRTUAL
     firmware: Path | None = None
     maximum_vcpus: int = 0
+    maximum_memory_bytes: int = 0
 
     @property
     def possible_vcpus(self) -> int:
         """Harts on the board: those that may be started later included."""
         return max(self.vcpus, self.maximum_vcpus)
 
+    @property
+    def ram_bytes(self) -> int:
+        """RAM on the board; of it, the balloon takes what is more than `memory_bytes`."""
+        return max(self.memory_bytes, self.maximum_memory_bytes)
+
     def check(self) -> None:
         """Raise ConfigurationError for what can never be built."""
-        if self.memory_bytes <= 0 or self.memory_bytes % PAGE_SIZE:
-            raise ConfigurationError(f"{self.memory_bytes} bytes of RAM are not whole pages of {PAGE_SIZE}")
+        for size in (self.memory_bytes, self.ram_bytes):
+            if size <= 0 or size % PAGE_SIZE:
+                raise ConfigurationError(f"{size} bytes of RAM are not whole pages of {PAGE_SIZE}")
         if self.vcpus < 1 or self.possible_vcpus > MAXIMUM_VCPUS:
             raise ConfigurationError(
                 f"{self.possible_vcpus} vCPUs: the emulated machine has 1 to {MAXIMUM_VCPUS}"
             )
-        slots = FIXED_SLOTS + len(self.interfaces) + len(self.disks)
+        slots = FIXED_SLOTS + 1 + len(self.interfaces) + len(self.disks)
         if slots > MAXIMUM_SLOTS:
             raise ConfigurationError(f"{slots} virtio devices, at most {MAXIMUM_SLOTS} fit on the board")
 
 
 FIXED_SLOTS = 2
-"""Slots of every machine: 0 the console (host channel), 1 the entropy source; networks, then disks follow."""
+"""Slots of every machine: 0 the console (host channel), 1 the entropy source; networks, then disks follow,
+and the balloon is last."""
 
 
 def slot_address(slot: int) -> int:
@@ -160,7 +169,7 @@ def device_tree(
             chosen,
             Node(
                 f"memory@{RAM_BASE:x}",
-                {"device_type": "memory", "reg": cells64(RAM_BASE, config.memory_bytes)},
+                {"device_type": "memory", "reg": cells64(RAM_BASE, config.ram_bytes)},
             ),
             _processors(config.possible_vcpus),
             _soc(config.possible_vcpus, slots, config.mode),

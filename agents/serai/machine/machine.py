@@ -35,6 +35,7 @@ from serai.machine.power import PowerSwitch
 from serai.machine.sbi import Firmware, SystemRequest
 from serai.machine.snapshot import Section, load_section, pack, save_section, unpack
 from serai.machine.uart import Uart, UartState
+from serai.machine.virtio.balloon import Balloon
 from serai.machine.virtio.block import Block
 from serai.machine.virtio.console import Console
 from serai.machine.virtio.entropy import Entropy
@@ -79,8 +80,8 @@ class Machine:
 
     def __init__(self, config: MachineConfig, ram: memoryview, make_hart: HartFactory) -> None:
         config.check()
-        if len(ram) != config.memory_bytes:
-            raise ConfigurationError(f"{len(ram)} bytes of RAM for a machine of {config.memory_bytes}")
+        if len(ram) != config.ram_bytes:
+            raise ConfigurationError(f"{len(ram)} bytes of RAM for a machine of {config.ram_bytes}")
         self.config = config
         self.exits: dict[str, int] = {}
         self._costs = ExitCosts()
@@ -144,7 +145,8 @@ class Machine:
             for number, disk in enumerate(self.config.disks)
         ]
         devices: list[VirtioDevice] = [self.console, Entropy("entropy0", seed=seed)]
-        devices += [*self.nets.values(), *self.blocks]
+        self.balloon = Balloon("balloon0", (self.config.ram_bytes - self.config.memory_bytes) // PAGE_SIZE)
+        devices += [*self.nets.values(), *self.blocks, self.balloon]
         self.virtio = [
             VirtioMmio(device, self.memory, self.plic.line(board.slot_irq(slot)))
             for slot, device in enumerate(devices)
@@ -324,6 +326,27 @@ class Machine:
         """Instructions retired since the guest was created, across reboots and migrations."""
         return self._instructions_before + self.harts.instructions
 
+    # Size.
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the guest may use now: RAM less the balloon."""
+        return self.config.ram_bytes - self.balloon.actual * PAGE_SIZE
+
+    def aim_at_memory(self, memory_bytes: int) -> None:
+        """Have the guest's driver bring `memory_bytes` about; the balloon tells when it has."""
+        if not 0 < memory_bytes <= self.config.ram_bytes or memory_bytes % PAGE_SIZE:
+            raise ConfigurationError(
+                f"{memory_bytes} bytes of memory: this machine can have up to {self.config.ram_bytes}"
+            )
+        self.balloon.aim((self.config.ram_bytes - memory_bytes) // PAGE_SIZE)
+
+    def allow_vcpus(self, count: int) -> None:
+        """Let the guest start that many harts; those that run already go on."""
+        if not 0 < count <= len(self.harts):
+            raise ConfigurationError(f"{count} vCPUs: this machine can have up to {len(self.harts)}")
+        self.harts.allowed = count
+
     # Pause and time.
 
     def paused(self) -> None:
@@ -372,7 +395,7 @@ class Machine:
         """Everything but RAM, in the format of `serai.machine.snapshot`."""
         config = self.config
         state = MachineState(
-            memory_bytes=config.memory_bytes,
+            memory_bytes=config.ram_bytes,
             vcpus=config.possible_vcpus,
             clock=config.clock.value,
             instructions_before=self._instructions_before,
@@ -401,7 +424,7 @@ class Machine:
         sections = unpack(snapshot)
         state = load_section(sections, "machine", MachineState)
         config = self.config
-        here = (config.memory_bytes, config.possible_vcpus, config.clock.value)
+        here = (config.ram_bytes, config.possible_vcpus, config.clock.value)
         saved = (state.memory_bytes, state.vcpus, state.clock)
         if saved != here:
             raise SnapshotError("machine", f"is of a machine of {saved}, this one is {here}")

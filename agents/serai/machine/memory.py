@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import struct
 from collections.abc import Callable
 
@@ -49,6 +51,18 @@ class GuestMemory:
         length = len(data)
         offset = self.offset(address, length)
         self.ram[offset : offset + length] = data
+        self.wrote(address, length)
+
+    def discard(self, address: int, length: int) -> None:
+        """Give whole pages back to the host; they read as zero from now on."""
+        offset = self.offset(address, length)
+        backing = self.ram.obj
+        try:
+            if not isinstance(backing, mmap.mmap) or len(backing) != self.size:
+                raise OSError(errno.EINVAL, "not the whole of a mapping")
+            backing.madvise(mmap.MADV_REMOVE, offset, length)
+        except OSError:  # memory that cannot be given back is at least empty
+            self.ram[offset : offset + length] = bytes(length)
         self.wrote(address, length)
 
     def read_u16(self, address: int) -> int:

@@ -22,6 +22,7 @@ from serai.machine.frames import FrameLink
 from serai.machine.hart import ClockSource
 from serai.machine.machine import HartFactory, Machine, MachineExit
 from serai.machine.protocol import Message
+from serai.machine.resizing import GuestView, Resizing, parse_view
 from serai.machine.survival import FAREWELL_SECONDS, Survival
 
 SLICE_NS = 500_000
@@ -63,6 +64,7 @@ class GuestProcess:
         self._frame_sockets = frames
         self._make_hart = make_hart
         self._machine: Machine | None = None
+        self._resizing: Resizing | None = None
         self._links: list[FrameLink] = []
         self._decoder = protocol.Decoder()
         self._outgoing = bytearray()
@@ -86,6 +88,7 @@ class GuestProcess:
             "restore": self._restore,
             "statistics": self._statistics,
             "power_off": self._power_off,
+            "resize": self._resize,
             "stop": self._stop,
         }
         control.setblocking(False)
@@ -319,7 +322,7 @@ class GuestProcess:
             raise ProtocolError("the machine has been configured already")
         config = protocol.config_from_fields(request.fields.get("config", {}))
         config.check()
-        ram = memoryview(mmap.mmap(self._ram_file, config.memory_bytes))
+        ram = memoryview(mmap.mmap(self._ram_file, config.ram_bytes))
         machine = Machine(config, ram, self._make_hart)
         machine.console.line_received = self._line_received
         if len(self._frame_sockets) != len(machine.nets):
@@ -330,6 +333,7 @@ class GuestProcess:
             link = FrameLink(frame_socket, net, self._watch, self._unwatch)
             self._links.append(link)
         self._machine = machine
+        self._resizing = Resizing(machine, self._resized)
         self._open_console()
         return Message({})
 
@@ -380,7 +384,10 @@ class GuestProcess:
         return Message({})
 
     def _statistics(self, request: Message) -> Message:
-        return Message(self._counters(self._require_machine()))
+        machine = self._require_machine()
+        if self._running:
+            machine.balloon.refresh_statistics()  # for the next time
+        return Message(self._counters(machine))
 
     def _counters(self, machine: Machine) -> dict[str, object]:
         return {
@@ -391,8 +398,21 @@ class GuestProcess:
             "events": machine.events(),
             "costs": {cause: [cost.events, cost.nanoseconds] for cause, cost in machine.costs().items()},
             "kernel_release": machine.kernel_release,
+            "vcpus": machine.harts.started,
+            "memory_bytes": machine.memory_bytes,
+            "balloon": machine.balloon.statistics,
             "frames_lost": {name: net.lost for name, net in machine.nets.items()},
         }
+
+    def _resize(self, request: Message) -> Message:
+        self._require_machine()
+        if not self._running or self._resizing is None:
+            raise ProtocolError("the guest does not run: it cannot change its size")
+        self._resizing.begin(int(request.fields["vcpus"]), int(request.fields["memory_bytes"]))
+        return Message({})
+
+    def _resized(self, view: GuestView) -> None:
+        self._event("resized", view=[view.vcpus, view.memory_total, view.memory_free])
 
     def _power_off(self, request: Message) -> Message:
         self._require_machine().console.send_line(protocol.HOST_CHANNEL_POWER_OFF)
@@ -408,6 +428,11 @@ class GuestProcess:
     def _line_received(self, line: str) -> None:
         machine = self._require_machine()
         words = line.split()
+        if words[0] == protocol.HOST_CHANNEL_SIZE:
+            view = parse_view(words)
+            if view is not None and self._resizing is not None:
+                self._resizing.reported(view)
+            return
         if words[0] != protocol.HOST_CHANNEL_READY:
             self._event("line", text=line)
             return

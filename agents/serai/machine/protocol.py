@@ -23,11 +23,13 @@ statistics      -                                          instructions, cpu_sec
                                                            events (like exits), costs (cause: events,
                                                            nanoseconds), kernel_release, frames_lost
 power_off       -                                          - asks the guest over the host channel
+resize          vcpus, memory_bytes                        - asks the guest; the event `resized` follows
 stop            -                                          - and the process ends
 ==============  =========================================  ==========================================
 
 Events carry `event`: `line` (text; a line on the host channel); and, with the same fields as the reply to
-`statistics`: `ready`, `stopped` (reason), `rebooted`, `fault` (reason). When the control socket ends, the
+`statistics`: `ready`, `stopped` (reason), `rebooted`, `fault` (reason), `resized` (view: processors, total
+and free bytes as the guest sees them). When the control socket ends, the
 guest process ends at once, unless it was given a listening socket.
 
 **Listening socket** (Unix stream; of guests that outlive their agent). For `orphan_seconds` after the control
@@ -74,6 +76,7 @@ BATCH_TARGET = 60_000
 
 HOST_CHANNEL_POWER_OFF = "poweroff"
 HOST_CHANNEL_READY = "ready"
+HOST_CHANNEL_SIZE = "size"
 
 _HEAD = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")
@@ -174,6 +177,7 @@ def config_to_fields(config: MachineConfig) -> dict[str, Any]:
         "mode": config.mode.value,
         "firmware": None if config.firmware is None else str(config.firmware),
         "maximum_vcpus": config.maximum_vcpus,
+        "maximum_memory_bytes": config.maximum_memory_bytes,
     }
 
 
@@ -199,6 +203,7 @@ def config_from_fields(fields: dict[str, Any]) -> MachineConfig:
             mode=Mode(fields["mode"]),
             firmware=None if fields["firmware"] is None else Path(fields["firmware"]),
             maximum_vcpus=int(fields["maximum_vcpus"]),
+            maximum_memory_bytes=int(fields["maximum_memory_bytes"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
         raise ProtocolError(f"a machine configuration that cannot be read: {error!r}") from None

@@ -67,6 +67,9 @@ class VirtioDevice(abc.ABC):
         """Whether the driver has to tell of the next request in queue `index`."""
         return True
 
+    def configure(self, offset: int, width: int, value: int) -> None:  # noqa: B027 (mostly read-only)
+        """The driver writes to the configuration space."""
+
     def reset(self) -> None:  # noqa: B027 (most devices keep nothing of their driver)
         """The driver resets the device: forget what belongs to the old driver."""
 
@@ -153,6 +156,12 @@ class VirtioMmio:
         except (VirtqueueError, GuestAccessError) as error:
             self._fail(str(error))
 
+    def configuration_changed(self) -> None:
+        """Tell the driver to read the configuration space again (4.2.2: a new generation)."""
+        self._generation = self._generation + 1 & _LOW
+        if self.live:
+            self._raise(INTERRUPT_CONFIGURATION)
+
     def _raise(self, bits: int) -> None:
         self._interrupt_status |= bits
         self._interrupt(True)
@@ -205,8 +214,11 @@ class VirtioMmio:
         return 0
 
     def write(self, offset: int, width: int, value: int) -> None:
-        """See `MappedDevice.write`. No device here has writable configuration."""
-        if width != 4 or offset >= _CONFIGURATION:
+        """See `MappedDevice.write`."""
+        if offset >= _CONFIGURATION:
+            self.device.configure(offset - _CONFIGURATION, width, value)
+            return
+        if width != 4:
             return
         match offset:
             case 0x050:
