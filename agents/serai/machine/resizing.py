@@ -2,8 +2,8 @@
 
 vCPUs come and go through the guest's CPU hotplug, asked for on the host channel (`vcpus N`) and carried out
 by HSM calls; memory through the balloon. It is done when harts and balloon are as wanted and the guest itself
-reports so (`size vcpus=N memory_total=KB memory_free=KB`). More harts than before are allowed at once, fewer are
-enforced once they have stopped: a guest that does not obey keeps what it had.
+reports so (`size vcpus=N memory_total=KB memory_free=KB`). More harts than before are allowed at once, fewer
+are enforced once they have stopped: a guest that does not obey keeps what it had.
 """
 
 from __future__ import annotations
