@@ -14,16 +14,18 @@ import zlib
 from typing import Any, Final
 
 from serai.machine.errors import SnapshotError
-from serai.machine.hart import ClockSource, Counters, ExitReason
+from serai.machine.hart import ClockSource, Counters, Execution, ExitReason
 from serai.machine.native import layout
-from serai.machine.native.build import load_machine
+from serai.machine.native.build import load_machine, load_stencils
 from serai.machine.native.layout import FIELDS, PAGE, STATE_SIZE
+from serai.machine.native.translator.buffer import CodeBuffer
 
 __all__ = ["ClockSource", "Core", "ExitReason"]
 
 M64: Final = (1 << 64) - 1
 NANOSECONDS_PER_TICK: Final = 100
 CODE_POOL_PAGES: Final = 2048  # 67 MB at most, of which a booted Debian touches about 47 MB
+CODE_BUFFER_SIZE: Final = 24 << 20
 PRIVILEGE_S, PRIVILEGE_M = 1, 3
 STIP: Final = 1 << 5
 MTIP: Final = 1 << 7
@@ -95,6 +97,7 @@ class Core:
         hart_id: int = 0,
         clock: ClockSource = ClockSource.REAL,
         firmware_emulated: bool = True,
+        execution: Execution = Execution.TRANSLATE,
     ) -> None:
         self._ram = memoryview(ram)
         size = self._ram.nbytes
@@ -107,7 +110,7 @@ class Core:
                 *(("serai_run", 2), ("flush_all", 1), ("guest_time", 1), ("update_timer", 1)),
                 ("host_cycles", 1),
                 *(("csr_read", 2), ("csr_write", 3), ("collect_dirty", 2), ("stop_dirty", 1)),
-                *(("written_by_device", 3), ("flush_range", 3)),
+                *(("written_by_device", 3), ("flush_range", 3), ("start_code", 1)),
             )
         }
         self._state, self._address = _anonymous(STATE_SIZE)
@@ -148,6 +151,35 @@ class Core:
             self._set_all(privilege=PRIVILEGE_S, medeleg=0xFFFF, mideleg=0x222, mcounteren=7)
         self._forget_translations()
         self._set("time_offset", -self._get_clock())
+        if execution is Execution.TRANSLATE:
+            self._start_translator()
+
+    def _start_translator(self) -> None:
+        """Give the hart stencils and memory for code."""
+        self._stencils = load_stencils()
+        if self._stencils is None:
+            return
+        self._code = CodeBuffer(CODE_BUFFER_SIZE)
+        self._set_all(
+            code_write=self._code.write,
+            code_execute=self._code.execute,
+            code_end=self._code.write + CODE_BUFFER_SIZE,
+            cold_start=self._code.write + CODE_BUFFER_SIZE // 3 * 2,
+            stencils=ctypes.addressof(self._stencils),
+        )
+        self._native("start_code")
+
+    @property
+    def translation(self) -> dict[str, int]:
+        """What the translator did: instructions and blocks translated, bytes of code, pages invalidated."""
+        used = self._get("hot_next") - self._get("code_write") + self._get("cold_next") - self._get("cold_start")
+        return {
+            "instructions": self._get("translated_instructions"),
+            "blocks": self._get("translated_blocks"),
+            "bytes": used,
+            "invalidations": self._get("invalidations"),
+            "flushes": self._get("code_flushes"),
+        }
 
     # -- the state block -------------------------------------------------------------------------------
 
@@ -165,7 +197,7 @@ class Core:
         return int(self._call[name](self._address, *arguments))
 
     def _forget_translations(self) -> None:
-        self._set("fills", M64)
+        self._set_all(fills=M64, jumps=M64)
         self._native("flush_all")
 
     def _get_clock(self) -> int:

@@ -29,6 +29,13 @@ CSR_MIE = 0x304
 CSR_MIP = 0x344
 
 
+class Execution(enum.Enum):
+    """How a hart executes instructions. The guest cannot tell the difference."""
+
+    INTERPRET = "interpret"
+    TRANSLATE = "translate"
+
+
 class ExitReason(enum.IntEnum):
     """Why `Hart.run` came back."""
 

@@ -6,6 +6,7 @@ A warm start reads the object and imports neither llvmlite nor the generators' s
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import importlib
@@ -29,12 +30,13 @@ EXPORTED = (
     "flush_range",
     "guest_time",
     "host_cycles",
+    "start_code",
     "stop_dirty",
     "update_timer",
     "written_by_device",
 )
 SEMANTICS = ("base", "atomic", "float_", "system", "compressed")
-RUNTIME = ("pages", "pmp", "memory", "fetch", "traps", "csr", "softfloat")
+RUNTIME = ("jumps", "pages", "pmp", "memory", "fetch", "traps", "csr", "softfloat")
 
 log = logging.getLogger(__name__)
 
@@ -81,17 +83,24 @@ def cache_directory() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "serai" / "machine"
 
 
-def machine_ir(constants: dict[str, int] | None = None) -> str:
-    """Return the LLVM IR of the complete machine: handlers, decoder, runtime."""
+def import_semantics() -> None:
+    """Complete the table of instructions and the runtime."""
     for name in SEMANTICS:
         importlib.import_module(f"serai.machine.isa.{name}")
     for name in RUNTIME:
         importlib.import_module(f"serai.machine.native.runtime.{name}")
+
+
+def machine_ir(constants: dict[str, int] | None = None) -> str:
+    """Return the LLVM IR of the complete machine: handlers, decoder, runtime."""
+    import_semantics()
+    importlib.import_module("serai.machine.native.translator.copier")
     decoder = importlib.import_module("serai.machine.native.decoder")
     interpreter = importlib.import_module("serai.machine.native.interpreter")
     language = importlib.import_module("serai.machine.native.language")
     stubs = importlib.import_module("serai.machine.native.stubs")
-    texts, needed = interpreter.interpreter_ir(constants or {})
+    constants = {**(constants or {}), "ADD_OPERATION": interpreter.operation_number("add")}
+    texts, needed = interpreter.interpreter_ir(constants)
     texts += [*stubs.stubs_ir(), decoder.decoder_ir()]
     pending = {*needed, *stubs.RUNTIME_NEEDED, *EXPORTED}
     done = {"decode_word"}
@@ -101,7 +110,7 @@ def machine_ir(constants: dict[str, int] | None = None) -> str:
         if name not in language.NATIVE_FUNCTIONS:
             raise CodeError(f"the machine's runtime has no function {name}")
         text, calls = language.compile_function(
-            language.NATIVE_FUNCTIONS[name], name=name, constants=constants or {}, exported=name in EXPORTED
+            language.NATIVE_FUNCTIONS[name], name=name, constants=constants, exported=name in EXPORTED
         )
         texts.append(text)
         pending |= calls
@@ -178,3 +187,24 @@ def load_machine() -> LoadedObject:
         except OSError as error:
             log.warning("cannot keep the compiled machine in %s: %s", path.parent, error)
     return load_object(code)
+
+
+@functools.cache
+def load_stencils() -> ctypes.Array[ctypes.c_char] | None:
+    """Load the translator's stencils, building them if the cache has none for this CPU."""
+    path = cache_directory() / f"{_key()}.stencils"
+    blob = _cached(path)
+    if blob is None:
+        blob = compile_stencils()
+        _store(path, blob)
+    return ctypes.create_string_buffer(blob, len(blob))
+
+
+def compile_stencils() -> bytes:
+    """Compile the stencils for this CPU."""
+    from llvmlite import binding as llvm  # noqa: PLC0415
+
+    import_semantics()
+    module = importlib.import_module("serai.machine.native.translator.blob")
+    blob: bytes = module.build_blob({"HOST_HAS_FMA": int(bool(llvm.get_host_cpu_features().get("fma")))})
+    return blob

@@ -13,6 +13,7 @@ the slow one, which does the same semantics through the runtime and may trap or 
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -37,7 +38,7 @@ from serai.machine.native.layout import (
 from serai.machine.native.runtime.memory import READ, WRITE
 from serai.machine.native.runtime.traps import STATUS_FS
 
-__all__ = ["ARGUMENTS", "SIGNATURE", "HandlerCompiler", "handler_name", "interpreter_ir"]
+__all__ = ["ARGUMENTS", "SIGNATURE", "HandlerCompiler", "handler_name", "interpreter_ir", "operation_number"]
 
 SIGNATURE: Final = "(ptr %s, ptr %ip, i64 %budget, i64 %delta, ptr %tlb)"
 ARGUMENTS: Final = "ptr %s, ptr {ip}, i64 {budget}, i64 {delta}, ptr {tlb}"
@@ -47,6 +48,12 @@ MEMORY = {"load", "store", "read_pointer", "write_pointer"}
 def handler_name(name: str, length: int, *, near: bool = False, slow: bool = False) -> str:
     """The symbol of a handler: mnemonic, instruction length, and variant."""
     return f"h.{name}.{length}{'.near' if near else ''}{'.slow' if slow else ''}"
+
+
+@functools.cache
+def operation_number(name: str) -> int:
+    """The number of an instruction, which its handlers have in front of them; 0 if it is none."""
+    return sorted(INSTRUCTIONS).index(name) + 1 if name in INSTRUCTIONS else 0
 
 
 def is_direct(instruction: Instruction) -> bool:
@@ -389,7 +396,9 @@ class HandlerCompiler(FunctionCompiler):
 
     def function_text(self, name: str) -> str:
         """The function as IR."""
-        head = f"define internal preserve_nonecc i64 @{name}{SIGNATURE} #0 {{"
+        numbers = [operation_number(self.instruction.name), self.length, 0, 0]  # the translator's
+        prefix = f"[4 x i32] [{', '.join(f'i32 {number}' for number in numbers)}]"
+        head = f"define internal preserve_nonecc i64 @{name}{SIGNATURE} #0 prefix {prefix} {{"
         return "\n".join([head, "entry:", *self.entry, *self.lines, "}"])
 
 

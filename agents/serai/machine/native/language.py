@@ -33,7 +33,9 @@ NATIVE_FUNCTIONS: dict[str, NativeFunction] = {}
 
 def native(function: F) -> F:
     """Register ``function`` as part of the native runtime (internal linkage, C calling convention)."""
-    NATIVE_FUNCTIONS[function.__name__] = function
+    other = NATIVE_FUNCTIONS.setdefault(function.__name__, function)
+    if other.__code__.co_filename != function.__code__.co_filename:
+        raise ValueError(f"two native functions are called {function.__name__}")
     return function
 
 

@@ -64,7 +64,18 @@ PAGE_BITS: Final = 12
 SLOT: Final = 16
 PAGE_HEADER: Final = 64
 PAGE_SLOTS: Final = 2048
-CODE_STRIDE: Final = PAGE_HEADER + (PAGE_SLOTS + 2) * SLOT + 32  # 64-byte multiple
+# Behind the slots, for each one that begins a translated block: offset of the code u32, and of the original
+# handler from that which decodes i32.
+SIDE: Final = (PAGE_SLOTS + 2) * SLOT  # from the first slot
+CODE_STRIDE: Final = PAGE_HEADER + SIDE + PAGE_SLOTS * 8 + 32  # 64-byte multiple
+# Jump cache of translated code: for each privilege {pc, code}.
+JUMP_BITS: Final = 10
+JUMP_SIZE: Final = 1 << JUMP_BITS
+JUMP_MASK: Final = JUMP_SIZE - 1
+JUMP_SET: Final = JUMP_SIZE * 16
+JUMP_LOG: Final = 512  # entries noted for the next flush; beyond that everything is cleared
+PENDING: Final = 16  # targets of backward branches that one translation follows
+BLOCK_LIMIT: Final = 63  # instructions of a translated basic block
 # Flags of a RAM page (one byte each).
 FLAG_CODE: Final = 1  # has decoded slots: stores must invalidate them
 FLAG_CLEAN: Final = 2  # dirty logging: not written since the log was last taken
@@ -175,11 +186,33 @@ _SCALARS = [
     "walk_cycles",
     "data_fills",
     "fetch_fills",
+    # the translator
+    "stencils",
+    "page_pc",
+    "jump_set",
+    "jumps",
+    "code_write",
+    "code_execute",
+    "code_end",
+    "cold_start",
+    "hot_start",
+    "stub_count",
+    "pending_count",
+    "patched",
+    "enter_handler",
+    "slice_end_handler",
+    "resume_handler",
+    "link_function",
+    "miss_function",
+    "translated_instructions",
+    "translated_blocks",
+    "invalidations",
+    "code_flushes",
 ]
 
 # What the harts of a machine have in common and change while they run: one hart runs at a time, and takes
 # these words over from the one before it (Core.take_over).
-_SHARED = ["time_offset", "last_time", "code_pool_next", "yields"]
+_SHARED = ["time_offset", "last_time", "code_pool_next", "yields", "hot_next", "cold_next"]
 
 
 def _layout() -> tuple[dict[str, Place], int]:
@@ -206,6 +239,11 @@ def _layout() -> tuple[dict[str, Place], int]:
     offset = (offset + 4095) & ~4095
     add("data_tlb", DATA_MODES * TLB_SET // 8)
     add("exec_tlb", 4 * EXEC_SET // 8)
+    add("jump_cache", 4 * JUMP_SET // 8)
+    add("jump_log", JUMP_LOG)
+    add("stub_log", 4 * BLOCK_LIMIT)
+    add("holes", 32)
+    add("pending", PENDING)
     return fields, (offset + 4095) & ~4095
 
 

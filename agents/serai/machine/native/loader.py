@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from serai.machine.errors import CodeError
 
-__all__ = ["LoadedObject", "load_object"]
+__all__ = ["SHT_RELA", "SHT_SYMTAB", "LoadedObject", "load_object", "read_sections"]
 
 SHT_SYMTAB, SHT_RELA, SHT_NOBITS = 2, 4, 8
 SHF_ALLOC = 2
@@ -30,7 +30,7 @@ class LoadedObject:
 
 
 @dataclass(frozen=True, slots=True)
-class _Section:
+class Section:
     name_offset: int
     kind: int
     flags: int
@@ -41,7 +41,7 @@ class _Section:
     align: int
 
 
-def _sections(data: bytes) -> list[_Section]:
+def read_sections(data: bytes) -> list[Section]:
     if data[:6] != b"\x7fELF\x02\x01" or struct.unpack_from("<H", data, 18)[0] != EM_X86_64:
         raise CodeError("the cached object is not an x86-64 ELF file; delete the cache directory")
     start = struct.unpack_from("<Q", data, 40)[0]
@@ -51,12 +51,12 @@ def _sections(data: bytes) -> list[_Section]:
         name, kind, flags, _, offset, length, link, info, align, _ = struct.unpack_from(
             "<IIQQQQIIQQ", data, start + index * size
         )
-        found.append(_Section(name, kind, flags, offset, length, link, info, align))
+        found.append(Section(name, kind, flags, offset, length, link, info, align))
     return found
 
 
 def _symbols(
-    data: bytes, sections: list[_Section], base: dict[int, int]
+    data: bytes, sections: list[Section], base: dict[int, int]
 ) -> list[tuple[str, int | None, int]]:
     """Return (name, address or None if undefined, binding) of each symbol."""
     table = next(section for section in sections if section.kind == SHT_SYMTAB)
@@ -87,7 +87,7 @@ def load_object(data: bytes) -> LoadedObject:
 
     Raises CodeError if the object is damaged or needs something from outside.
     """
-    sections = _sections(data)
+    sections = read_sections(data)
     places: dict[int, int] = {}
     size = 0
     for index, section in enumerate(sections):

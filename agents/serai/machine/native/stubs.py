@@ -6,10 +6,11 @@ from serai.machine.isa.table import Effect, Float, Instruction
 from serai.machine.native.interpreter import ARGUMENTS, HandlerCompiler
 from serai.machine.native.layout import FIELDS
 from serai.machine.native.runtime.traps import STATUS_FS
+from serai.machine.native.translator.routines import enter_handler
 
 __all__ = ["RUNTIME_NEEDED", "stubs_ir"]
 
-RUNTIME_NEEDED = {"proceed", "exception", "illegal", "decode_at", "decode_straddling"}
+RUNTIME_NEEDED = {"proceed", "exception", "illegal", "translate_slot", "link_edge", "find_code", "decode_straddling"}
 
 
 def _nothing() -> None: ...
@@ -98,7 +99,7 @@ def _enable_float() -> str:
 def _decode() -> str:
     stub = _stub()
     slot = stub.assign("i64", "ptrtoint ptr %ip to i64")
-    stub.emit(f"call i64 @decode_at(ptr %s, i64 {slot.text}, i64 {stub.pc_of('%ip').text})")
+    stub.emit(f"call i64 @translate_slot(ptr %s, i64 {slot.text}, i64 {stub.pc_of('%ip').text})")
     stub.dispatch("%ip")
     return stub.function_text("h.decode")
 
@@ -141,8 +142,12 @@ def _entry() -> str:
         lines.append(f"  %p{number} = getelementptr i8, ptr %s, i64 {FIELDS[name].offset}")
         return f"%p{number}"
 
-    for name in ("decode", "cross", "straddle"):
+    for name in ("decode", "cross", "straddle", "enter"):
         lines.append(f"  store ptr @h.{name}, ptr {place(name + '_handler')}")
+    for name in ("slice_end", "resume"):
+        lines.append(f"  store ptr @{name}, ptr {place(name + '_handler')}")
+    for name, function in (("link", "link_edge"), ("miss", "find_code")):
+        lines.append(f"  store ptr @{function}, ptr {place(name + '_function')}")
     steps = place("steps")
     lines.append(f"  %steps = load i64, ptr {steps}")
     lines.append("  %limit = add i64 %steps, %budget")
@@ -167,5 +172,6 @@ def stubs_ir() -> list[str]:
         _decode(),
         _cross(),
         _straddle(),
+        enter_handler(_stub()),
         _entry(),
     ]

@@ -6,6 +6,8 @@ from serai.machine.native.layout import (
     CODE_STRIDE,
     EXEC_MASK,
     EXEC_SET,
+    JUMP_SET,
+    NEVER,
     OK,
     PAGE,
     PAGE_BITS,
@@ -15,6 +17,7 @@ from serai.machine.native.layout import (
     TLB_SET,
     State,
 )
+from serai.machine.native.runtime.jumps import forget_jumps_to
 from serai.machine.native.runtime.memory import FETCH, access_fault, data_mode, is_ram, translate
 from serai.machine.native.runtime.pages import enter, forget_code, mark_code, reset_slots
 
@@ -52,6 +55,7 @@ def locate(s: State) -> int:
     """Find the slot of s.pc: s.ip, s.delta, s.tlb; a status if the fetch faults."""
     pc = s.pc
     s.exec_set = s.exec_tlb + s.privilege * EXEC_SET
+    s.jump_set = s.jump_cache + s.privilege * JUMP_SET
     entry = s.exec_set + ((pc >> PAGE_BITS & EXEC_MASK) << 4)
     if host_load(entry, 8) != pc & ~PAGE_OFFSET:
         status = translate(s, pc, FETCH, s.privilege)
@@ -62,6 +66,8 @@ def locate(s: State) -> int:
             return access_fault(s, pc, FETCH)
         base = code_page(s, physical)
         s.fetch_fills = s.fetch_fills + 1
+        if host_load(entry, 8) != NEVER:
+            forget_jumps_to(s, host_load(entry, 8))
         enter(s, entry, pc & ~PAGE_OFFSET, base)
     s.ip = host_load(entry + 8, 8) + ((pc & PAGE_OFFSET) << 3)
     s.delta = pc - (s.ip >> 3)

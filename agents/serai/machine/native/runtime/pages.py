@@ -26,6 +26,7 @@ from serai.machine.native.layout import (
     TLB_WRITE,
     State,
 )
+from serai.machine.native.runtime.jumps import forget_jumps, forget_jumps_of_all, forget_jumps_to
 
 PAGE_OFFSET = PAGE - 1
 FLUSH_PAGES = 64  # a range of more pages costs less to forget as a whole
@@ -51,6 +52,8 @@ def page_written(s: State, physical: int) -> int:
         host_store(s.page_flags + index, 0, 1)
         if flags & FLAG_CODE:
             reset_slots(s, host_load(s.code_map + (index << 3), 8))
+            s.invalidations = s.invalidations + 1
+            forget_jumps_of_all(s)
     return 0
 
 
@@ -79,6 +82,7 @@ def flush_all(s: State) -> int:
             host_store(entry, NEVER, 8)
             entry += 16
     s.fills = 0
+    forget_jumps(s)
     s.flat_low = NEVER
     s.flat_high = 0
     return 0
@@ -98,6 +102,7 @@ def flush_harts(s: State) -> int:
 @native
 def flush_exec_page(s: State, address: int) -> int:
     """Forget where one page's slots are, in every privilege."""
+    forget_jumps_to(s, address & ~PAGE_OFFSET)
     privilege = 0
     while privilege < 4:
         host_store(s.exec_tlb + privilege * EXEC_SET + ((address >> PAGE_BITS & EXEC_MASK) << 4), NEVER, 8)
