@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
+import os
 import struct
+import weakref
 import zlib
 from typing import Any, Final
 
@@ -48,6 +50,17 @@ _CLOCK_BASE, _STEPS, _RESERVATION, _YIELDS, _MIP, _LINES, _MIE, _STIMECMP, _MTIM
 )
 STATE_MAGIC: Final = b"SERAIcor"
 STATE_VERSION: Final = 1
+
+
+_translating: weakref.WeakSet[Core] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for core in _translating:
+        core._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Registers:
@@ -110,7 +123,7 @@ class Core:
                 *(("serai_run", 2), ("flush_all", 1), ("guest_time", 1), ("update_timer", 1)),
                 ("host_cycles", 1),
                 *(("csr_read", 2), ("csr_write", 3), ("collect_dirty", 2), ("stop_dirty", 1)),
-                *(("written_by_device", 3), ("flush_range", 3), ("start_code", 1)),
+                *(("written_by_device", 3), ("flush_range", 3), ("start_code", 1), ("flush_code", 1)),
             )
         }
         self._state, self._address = _anonymous(STATE_SIZE)
@@ -168,6 +181,13 @@ class Core:
             stencils=ctypes.addressof(self._stencils),
         )
         self._native("start_code")
+        _translating.add(self)
+
+    def _after_fork(self) -> None:
+        """In the child: code memory of its own, empty."""
+        self._code.renew()
+        self._native("start_code")
+        self._native("flush_code")
 
     @property
     def translation(self) -> dict[str, int]:

@@ -27,6 +27,7 @@ EXPORTED = (
     "csr_read",
     "csr_write",
     "flush_all",
+    "flush_code",
     "flush_range",
     "guest_time",
     "host_cycles",
@@ -59,6 +60,13 @@ def _sources() -> list[Path]:
     return sorted([*root.glob("native/**/*.py"), *root.glob("isa/**/*.py")])
 
 
+def _stencil_sources() -> list[Path]:
+    """What the stencils depend on: less than the machine, as they take longer to build."""
+    apart = ("build.py", "loader.py", "decoder.py", "stubs.py", "copier.py", "buffer.py")
+    runtime = ("pages.py", "fetch.py", "csr.py", "pmp.py", "jumps.py")
+    return [path for path in _sources() if path.name not in apart + runtime]
+
+
 def _cpu_identity() -> str:
     """What code generation depends on, without LLVM: the features the kernel reports."""
     with contextlib.suppress(OSError):
@@ -68,9 +76,9 @@ def _cpu_identity() -> str:
     return platform.processor()
 
 
-def _key() -> str:
+def _key(paths: list[Path]) -> str:
     digest = hashlib.sha256()
-    for path in _sources():
+    for path in paths:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     digest.update(_cpu_identity().encode() + platform.machine().encode())
     digest.update(importlib.metadata.version("llvmlite").encode())
@@ -177,7 +185,7 @@ def load_machine() -> LoadedObject:
     """
     if platform.machine() not in ("x86_64", "AMD64"):
         raise CodeError(f"the emulated machine runs on x86-64 hosts, not on {platform.machine()}")
-    path = cache_directory() / f"{_key()}.o"
+    path = cache_directory() / f"{_key(_sources())}.o"
     code = _cached(path)
     if code is None:
         log.info("compiling the machine for this CPU (once)")
@@ -192,7 +200,7 @@ def load_machine() -> LoadedObject:
 @functools.cache
 def load_stencils() -> ctypes.Array[ctypes.c_char] | None:
     """Load the translator's stencils, building them if the cache has none for this CPU."""
-    path = cache_directory() / f"{_key()}.stencils"
+    path = cache_directory() / f"{_key(_stencil_sources())}.stencils"
     blob = _cached(path)
     if blob is None:
         blob = compile_stencils()

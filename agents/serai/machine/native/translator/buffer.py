@@ -16,6 +16,7 @@ from serai.machine.errors import CodeError
 __all__ = ["CodeBuffer"]
 
 MADV_DONTFORK = 10
+MAP_FIXED = 0x10
 
 
 class CodeBuffer:
@@ -30,21 +31,30 @@ class CodeBuffer:
         libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
         libc.munmap.argtypes = libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         self.size = size
+        self.write = self.execute = 0
+        self._libc = libc
+        self.renew()
+        for address in (self.write, self.execute):
+            weakref.finalize(self, libc.munmap, address, size, 0)
+
+    def renew(self) -> None:
+        """Replace the memory by new memory at the same addresses: for the child after a fork."""
         descriptor = os.memfd_create("serai-code", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(descriptor, size)
-            self.write = self._map(libc, descriptor, mmap.PROT_READ | mmap.PROT_WRITE)
-            self.execute = self._map(libc, descriptor, mmap.PROT_READ | mmap.PROT_EXEC)
+            os.ftruncate(descriptor, self.size)
+            self.write = self._map(descriptor, mmap.PROT_READ | mmap.PROT_WRITE, self.write)
+            self.execute = self._map(descriptor, mmap.PROT_READ | mmap.PROT_EXEC, self.execute)
         finally:
             os.close(descriptor)
 
-    def _map(self, libc: ctypes.CDLL, descriptor: int, protection: int) -> int:
-        address = libc.mmap(None, self.size, protection, mmap.MAP_SHARED, descriptor, 0)
+    def _map(self, descriptor: int, protection: int, place: int) -> int:
+        libc = self._libc
+        flags = mmap.MAP_SHARED | (MAP_FIXED if place else 0)
+        address = libc.mmap(place or None, self.size, protection, flags, descriptor, 0)
         if address in (None, ctypes.c_void_p(-1).value):
             raise CodeError(
                 f"mapping {self.size} bytes of code failed with errno {ctypes.get_errno()}: "
                 "the system forbids executable memory to this process; check SELinux or seccomp rules"
             )
         libc.madvise(address, self.size, MADV_DONTFORK)
-        weakref.finalize(self, libc.munmap, address, self.size, 0)
         return int(address)
