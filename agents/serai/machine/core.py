@@ -18,9 +18,10 @@ from typing import Any, Final
 from serai.machine.errors import SnapshotError
 from serai.machine.hart import ClockSource, Counters, Execution, ExitReason
 from serai.machine.native import layout
-from serai.machine.native.build import load_machine, load_stencils
+from serai.machine.native.build import load_machine
 from serai.machine.native.layout import FIELDS, PAGE, STATE_SIZE
 from serai.machine.native.translator.buffer import CodeBuffer
+from serai.machine.native.translator.store import load_stencils
 
 __all__ = ["ClockSource", "Core", "ExitReason"]
 
@@ -164,35 +165,42 @@ class Core:
             self._set_all(privilege=PRIVILEGE_S, medeleg=0xFFFF, mideleg=0x222, mcounteren=7)
         self._forget_translations()
         self._set("time_offset", -self._get_clock())
-        if execution is Execution.TRANSLATE:
-            self._start_translator()
+        self._native("serai_run", 0)  # nothing but the addresses of the handlers
+        self._machine = [self]
+        self._code: CodeBuffer | None = None
+        self._awaits_stencils = execution is Execution.TRANSLATE
+        if self._awaits_stencils:
+            self._stencils = load_stencils()
 
     def _start_translator(self) -> None:
-        """Give the hart stencils and memory for code."""
-        self._stencils = load_stencils()
-        if self._stencils is None:
-            return
+        """Give the harts of the machine stencils and memory for code; decoded slots start afresh."""
         self._code = CodeBuffer(CODE_BUFFER_SIZE)
-        self._set_all(
-            code_write=self._code.write,
-            code_execute=self._code.execute,
-            code_end=self._code.write + CODE_BUFFER_SIZE,
-            cold_start=self._code.write + CODE_BUFFER_SIZE // 3 * 2,
-            stencils=ctypes.addressof(self._stencils),
-        )
-        self._native("start_code")
+        for hart in self._machine:
+            hart._awaits_stencils = False
+            hart._set_all(
+                code_write=self._code.write,
+                code_execute=self._code.execute,
+                code_end=self._code.write + CODE_BUFFER_SIZE,
+                cold_start=self._code.write + CODE_BUFFER_SIZE // 3 * 2,
+                stencils=self._stencils.address,
+            )
+            hart._native("start_code")
+        self._native("flush_code")
         _translating.add(self)
 
     def _after_fork(self) -> None:
         """In the child: code memory of its own, empty."""
-        self._code.renew()
-        self._native("start_code")
-        self._native("flush_code")
+        if self._code is not None:
+            self._code.renew()
+            self._native("start_code")
+            self._native("flush_code")
 
     @property
     def translation(self) -> dict[str, int]:
         """What the translator did: instructions and blocks translated, bytes of code, pages invalidated."""
-        used = self._get("hot_next") - self._get("code_write") + self._get("cold_next") - self._get("cold_start")
+        used = (
+            self._get("hot_next") - self._get("code_write") + self._get("cold_next") - self._get("cold_start")
+        )
         return {
             "instructions": self._get("translated_instructions"),
             "blocks": self._get("translated_blocks"),
@@ -239,6 +247,9 @@ class Core:
         self._flags, self._map, self._pool = first._flags, first._map, first._pool
         for name in ("ram_host", "ram_delta", "page_flags", "code_map", "code_pool", "code_pool_end"):
             self._set(name, first._get(name))
+        self._machine = first._machine
+        self._machine.append(self)
+        self._awaits_stencils = first._awaits_stencils
         self._set("next_hart", first._get("next_hart"))
         first._set("next_hart", self._address)
 
@@ -288,6 +299,8 @@ class Core:
         """Execute at most ``budget`` instructions; a trap counts as one. Releases the GIL."""
         if budget <= 0:
             return ExitReason.BUDGET
+        if self._awaits_stencils and self._stencils.ready:
+            self._start_translator()
         self._reason = ExitReason(self._native("serai_run", budget))
         return self._reason
 

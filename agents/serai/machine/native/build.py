@@ -6,7 +6,6 @@ A warm start reads the object and imports neither llvmlite nor the generators' s
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import hashlib
 import importlib
@@ -20,7 +19,18 @@ from pathlib import Path
 from serai.machine.errors import CodeError
 from serai.machine.native.loader import LoadedObject, load_object
 
-__all__ = ["cache_directory", "compile_machine", "load_machine", "machine_ir"]
+__all__ = [
+    "cache_directory",
+    "cache_key",
+    "compile_machine",
+    "host_constants",
+    "import_semantics",
+    "load_machine",
+    "machine_ir",
+    "read_cache",
+    "sources",
+    "write_cache",
+]
 
 EXPORTED = (
     "collect_dirty",
@@ -55,16 +65,10 @@ attributes #0 = { nounwind "no-builtins" "frame-pointer"="none" }
 """
 
 
-def _sources() -> list[Path]:
+def sources() -> list[Path]:
+    """Everything that generated code depends on."""
     root = Path(__file__).resolve().parent.parent
     return sorted([*root.glob("native/**/*.py"), *root.glob("isa/**/*.py")])
-
-
-def _stencil_sources() -> list[Path]:
-    """What the stencils depend on: less than the machine, as they take longer to build."""
-    apart = ("build.py", "loader.py", "decoder.py", "stubs.py", "copier.py", "buffer.py")
-    runtime = ("pages.py", "fetch.py", "csr.py", "pmp.py", "jumps.py")
-    return [path for path in _sources() if path.name not in apart + runtime]
 
 
 def _cpu_identity() -> str:
@@ -76,7 +80,8 @@ def _cpu_identity() -> str:
     return platform.processor()
 
 
-def _key(paths: list[Path]) -> str:
+def cache_key(paths: list[Path]) -> str:
+    """What the code made from these sources for this CPU is called."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -125,6 +130,13 @@ def machine_ir(constants: dict[str, int] | None = None) -> str:
     return "\n\n".join([*texts, _TAIL])
 
 
+def host_constants() -> dict[str, int]:
+    """What the semantics may know about the host's CPU."""
+    from llvmlite import binding as llvm  # noqa: PLC0415 - as below
+
+    return {"HOST_HAS_FMA": int(bool(llvm.get_host_cpu_features().get("fma")))}
+
+
 def compile_machine(*, baseline: bool = False) -> bytes:
     """Compile the machine for this CPU, or for any x86-64 one; return the ELF object. Takes seconds."""
     from llvmlite import binding as llvm  # noqa: PLC0415 - costs 0.3 s and 46 MB, only on a cold start
@@ -154,7 +166,7 @@ def compile_machine(*, baseline: bool = False) -> bytes:
     return code
 
 
-def _store(path: Path, code: bytes) -> None:
+def write_cache(path: Path, code: bytes) -> None:
     """Write atomically, so that processes starting at once see all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent)
@@ -167,7 +179,7 @@ def _store(path: Path, code: bytes) -> None:
         raise
 
 
-def _cached(path: Path) -> bytes | None:
+def read_cache(path: Path) -> bytes | None:
     """Return the object in the cache, None if there is none or it is damaged."""
     try:
         content = path.read_bytes()
@@ -185,34 +197,13 @@ def load_machine() -> LoadedObject:
     """
     if platform.machine() not in ("x86_64", "AMD64"):
         raise CodeError(f"the emulated machine runs on x86-64 hosts, not on {platform.machine()}")
-    path = cache_directory() / f"{_key(_sources())}.o"
-    code = _cached(path)
+    path = cache_directory() / f"{cache_key(sources())}.o"
+    code = read_cache(path)
     if code is None:
         log.info("compiling the machine for this CPU (once)")
         code = compile_machine()
         try:
-            _store(path, code)
+            write_cache(path, code)
         except OSError as error:
             log.warning("cannot keep the compiled machine in %s: %s", path.parent, error)
     return load_object(code)
-
-
-@functools.cache
-def load_stencils() -> ctypes.Array[ctypes.c_char] | None:
-    """Load the translator's stencils, building them if the cache has none for this CPU."""
-    path = cache_directory() / f"{_key(_stencil_sources())}.stencils"
-    blob = _cached(path)
-    if blob is None:
-        blob = compile_stencils()
-        _store(path, blob)
-    return ctypes.create_string_buffer(blob, len(blob))
-
-
-def compile_stencils() -> bytes:
-    """Compile the stencils for this CPU."""
-    from llvmlite import binding as llvm  # noqa: PLC0415
-
-    import_semantics()
-    module = importlib.import_module("serai.machine.native.translator.blob")
-    blob: bytes = module.build_blob({"HOST_HAS_FMA": int(bool(llvm.get_host_cpu_features().get("fma")))})
-    return blob

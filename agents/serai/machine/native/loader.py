@@ -31,6 +31,8 @@ class LoadedObject:
 
 @dataclass(frozen=True, slots=True)
 class Section:
+    """A section header of an ELF file."""
+
     name_offset: int
     kind: int
     flags: int
@@ -42,6 +44,7 @@ class Section:
 
 
 def read_sections(data: bytes) -> list[Section]:
+    """Return the sections of an object; raises CodeError if it is none of x86-64."""
     if data[:6] != b"\x7fELF\x02\x01" or struct.unpack_from("<H", data, 18)[0] != EM_X86_64:
         raise CodeError("the cached object is not an x86-64 ELF file; delete the cache directory")
     start = struct.unpack_from("<Q", data, 40)[0]
@@ -55,9 +58,7 @@ def read_sections(data: bytes) -> list[Section]:
     return found
 
 
-def _symbols(
-    data: bytes, sections: list[Section], base: dict[int, int]
-) -> list[tuple[str, int | None, int]]:
+def _symbols(data: bytes, sections: list[Section], base: dict[int, int]) -> list[tuple[str, int | None, int]]:
     """Return (name, address or None if undefined, binding) of each symbol."""
     table = next(section for section in sections if section.kind == SHT_SYMTAB)
     names = sections[table.link].offset

@@ -10,7 +10,15 @@ from serai.machine.native.translator.routines import enter_handler
 
 __all__ = ["RUNTIME_NEEDED", "stubs_ir"]
 
-RUNTIME_NEEDED = {"proceed", "exception", "illegal", "translate_slot", "link_edge", "find_code", "decode_straddling"}
+RUNTIME_NEEDED = {
+    "proceed",
+    "exception",
+    "illegal",
+    "translate_slot",
+    "link_edge",
+    "find_code",
+    "decode_straddling",
+}
 
 
 def _nothing() -> None: ...

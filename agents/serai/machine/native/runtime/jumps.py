@@ -6,7 +6,16 @@ code of a page, drops what is here.
 
 from serai.machine.native.intrinsics import host_load, host_store, state_at
 from serai.machine.native.language import native
-from serai.machine.native.layout import JUMP_LOG, JUMP_MASK, JUMP_SET, JUMP_SIZE, NEVER, NEXT_HART, PAGE, State
+from serai.machine.native.layout import (
+    JUMP_LOG,
+    JUMP_MASK,
+    JUMP_SET,
+    JUMP_SIZE,
+    NEVER,
+    NEXT_HART,
+    PAGE,
+    State,
+)
 
 JUMP_BYTES = 4 * JUMP_SET
 JUMP_ENTRIES = 4 * JUMP_SIZE

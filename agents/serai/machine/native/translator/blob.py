@@ -127,7 +127,8 @@ def _record(code: bytes, relocations: list[_Relocation]) -> bytes:
 def build_blob(constants: dict[str, int]) -> bytes:
     """Compile the stencils and arrange them for the copier."""
     functions = _functions(compile_stencils(constants))
-    operations, forms, records = bytearray(16), [], bytearray()
+    operations, records = bytearray(OPERATION_SIZE), bytearray()
+    forms: list[int] = []
     places: dict[bytes, int] = {}
     table_size = sum(operation_forms(name).size for name in INSTRUCTIONS)
     forms_start = HEADER_SIZE + (len(INSTRUCTIONS) + 1) * OPERATION_SIZE

@@ -111,7 +111,8 @@ class OperationForms:
     @property
     def size(self) -> int:
         """Entries that it takes in the table of forms."""
-        return BASE ** self.uses.bit_count() * (3 if self.flags & ROUNDS else 1)
+        located: int = BASE ** self.uses.bit_count()
+        return located * (3 if self.flags & ROUNDS else 1)
 
     def index(self, rd: int, rs1: int, rs2: int, rounding: int) -> int:
         """Where a form is, counted from the operation's first."""

@@ -1,4 +1,4 @@
-"""Where translated code leaves: the common routines behind every stub, and the way in from the interpreter."""
+"""Where translated code leaves: common routines behind every stub, and the way in from the interpreter."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def _exit() -> str:
     pc = number(f"add i64 {offset}, {routine.load_field('page_pc').text}")
     delta = number(f"sub i64 {pc}, {number(f'lshr i64 {slot}, 3')}")
     ip = routine.assign("ptr", f"inttoptr i64 {slot} to ptr").text
-    routine.branch(Value("i1", routine.assign("i1", f"icmp eq i64 {budget}, 0").text), "%end", "%more", unlikely=True)
+    routine.branch(
+        Value("i1", routine.assign("i1", f"icmp eq i64 {budget}, 0").text), "%end", "%more", unlikely=True
+    )
     routine.label("%end")
     _interpret(routine, _pointer(routine, "slice_end_handler"), ip=ip, budget="0", delta=delta)
     routine.label("%more")
@@ -93,8 +95,16 @@ def _exit() -> str:
     side = number(f"add i64 {side}, {SIDE + 4}")
     place = routine.assign("ptr", f"inttoptr i64 {side} to ptr").text
     narrow = routine.assign("i32", f"load i32, ptr {place}").text
-    original = number(f"add i64 {number(f'sext i32 {narrow} to i64')}, {routine.load_field('decode_handler').text}")
-    _interpret(routine, routine.assign("ptr", f"inttoptr i64 {original} to ptr").text, ip=ip, budget=budget, delta=delta)
+    original = number(
+        f"add i64 {number(f'sext i32 {narrow} to i64')}, {routine.load_field('decode_handler').text}"
+    )
+    _interpret(
+        routine,
+        routine.assign("ptr", f"inttoptr i64 {original} to ptr").text,
+        ip=ip,
+        budget=budget,
+        delta=delta,
+    )
     return routine.text("st.common_exit", EXTRA)
 
 

@@ -142,7 +142,7 @@ class _Rename(ast.NodeTransformer):
     def __init__(self, names: set[str], prefix: str) -> None:
         self.names, self.prefix = names, prefix
 
-    def visit_Name(self, node: ast.Name) -> ast.Name:  # noqa: N802
+    def visit_Name(self, node: ast.Name) -> ast.Name:
         return ast.Name(self.prefix + node.id, node.ctx) if node.id in self.names else node
 
 
@@ -173,9 +173,7 @@ class StencilCompiler(HandlerCompiler):
         self.emit(f"ret i64 {result}")
         self.terminated = True
 
-    def tail(
-        self, callee: str, *, ip: str = "", budget: str = "", delta: str = "", tlb: str = ""
-    ) -> None:
+    def tail(self, callee: str, *, ip: str = "", budget: str = "", delta: str = "", tlb: str = "") -> None:
         """Every way out of a handler that is not its end deoptimises."""
         self.tail_to(f"@H.{Hole.COLD.name}")
 
@@ -265,7 +263,7 @@ class StencilCompiler(HandlerCompiler):
         self.label(done)
         return self.assign("i64", f"load i64, ptr {result}")
 
-    def do_Return(self, node: ast.Return) -> None:
+    def do_Return(self, node: ast.Return) -> None:  # noqa: N802
         if not self.returns:
             super().do_Return(node)
             return
@@ -380,7 +378,9 @@ def _head() -> str:
     """The start of a basic block: take its instructions from the budget, or deoptimise."""
     stencil = blank()
     count = stencil.hole(Hole.COUNT)
-    pair = stencil.assign("{ i64, i1 }", f"call {{ i64, i1 }} @llvm.usub.with.overflow.i64(i64 %budget, i64 {count.text})")
+    pair = stencil.assign(
+        "{ i64, i1 }", f"call {{ i64, i1 }} @llvm.usub.with.overflow.i64(i64 %budget, i64 {count.text})"
+    )
     left = stencil.assign("i64", f"extractvalue {{ i64, i1 }} {pair.text}, 0").text
     over = stencil.assign("i1", f"extractvalue {{ i64, i1 }} {pair.text}, 1")
     stencil.branch(over, "%over", "%fine", unlikely=True)
