@@ -25,17 +25,10 @@ __all__ = ["Stencils", "load_stencils"]
 
 CAPACITY = 4 << 20
 DESCRIPTOR = 3  # of the memory, in the process that builds
-EXCLUDED = (
-    "build.py",
-    "loader.py",
-    "decoder.py",
-    "stubs.py",
-    "copier.py",
-    "patcher.py",
-    "buffer.py",
-    "store.py",
-)
-EXCLUDED_RUNTIME = ("pages.py", "fetch.py", "csr.py", "pmp.py", "jumps.py")
+NO_INFLUENCE = {  # sources that the stencils do not depend on
+    *("build.py", "loader.py", "decoder.py", "stubs.py", "copier.py", "patcher.py", "buffer.py", "store.py"),
+    *("pages.py", "fetch.py", "csr.py", "pmp.py", "jumps.py"),
+}
 POLL_SECONDS = 0.02
 
 log = logging.getLogger(__name__)
