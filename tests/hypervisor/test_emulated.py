@@ -241,3 +241,28 @@ async def test_a_killed_agent_leaves_no_process_behind(tmp_path: Path) -> None:
         agent.kill()
         await agent.wait()
     await until(lambda: not any(exists(pid) for pid in pids))
+
+
+async def test_a_trace_is_bounded_and_the_guest_runs_on(driver: EmulatedDriver, tmp_path: Path) -> None:
+    guest = await guest_of(driver, tmp_path, COUNT)
+    await guest.start()
+    await until(lambda: counter(guest) > 0)
+    pieces = [piece async for piece in guest.trace(count=30, low=0, high=1 << 64, steps=1000)]
+    texts = [item.text for piece in pieces for item in piece.instructions]
+    assert len(texts) == pieces[-1].steps == 30
+    assert pieces[-1].finished
+    assert set(texts) == {"addi t2,t2,1", "sd t2,0(t0)", "jal zero,0x80000010"}
+    before = counter(guest)
+    await until(lambda: counter(guest) > before)
+
+
+async def test_a_trace_that_is_left_lets_the_guest_go(driver: EmulatedDriver, tmp_path: Path) -> None:
+    guest = await guest_of(driver, tmp_path, COUNT)
+    await guest.start()
+    pieces = guest.trace(count=100_000, low=0, high=1, steps=100_000_000)
+    first = await anext(pieces)
+    assert (first.instructions, first.finished) == ((), False)
+    with pytest.raises(HypervisorError, match="another trace"):
+        await anext(guest.trace(count=1, low=0, high=1, steps=1))
+    await pieces.aclose()
+    await anext(guest.trace(count=1, low=0, high=1 << 64, steps=1))

@@ -140,6 +140,13 @@ class ScriptedHart:
     def counters(self) -> Counters:
         return Counters()
 
+    @property
+    def interrupt_count(self) -> int:
+        return 0
+
+    def fetch(self, address: int) -> int:
+        return 0
+
     def host_cycles(self) -> int:
         return 0
 

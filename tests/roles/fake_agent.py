@@ -70,7 +70,7 @@ class FakeAgent(
                 add_GuestServiceServicer_to_server,
                 "GuestService",
                 "CreateGuest StartGuest StopGuest DeleteGuest GetGuest ListGuests WatchGuests"
-                " GetGuestStatistics AttachConsole",
+                " GetGuestStatistics TraceGuest AttachConsole",
             ),
             (
                 add_SegmentServiceServicer_to_server,
@@ -209,6 +209,13 @@ class FakeAgent(
     ) -> guest_pb2.GuestStatistics:
         self._find(request.name)
         return guest_pb2.GuestStatistics(instructions=42)
+
+    async def TraceGuest(
+        self, request: guest_pb2.TraceGuestRequest, context: Any
+    ) -> AsyncIterator[guest_pb2.TraceGuestResponse]:
+        self._find(request.name)
+        record = guest_pb2.TraceRecord(text="nop")
+        yield guest_pb2.TraceGuestResponse(records=[record], steps=request.count, finished=True)
 
     async def WatchGuests(
         self, request: guest_pb2.WatchGuestsRequest, context: Any

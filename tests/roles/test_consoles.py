@@ -13,7 +13,7 @@ from tests.roles.test_migration import migrate
 from serai.errors import InvalidInputError, NotFoundError
 from serai.roles.relay import _Tail
 from serai.v1.console_pb2_grpc import ConsoleServiceStub
-from serai.v1.guest_pb2 import ConsoleInput, Guest
+from serai.v1.guest_pb2 import ConsoleInput, Guest, TraceGuestRequest
 from serai.v1.link_pb2 import CaptureFramesRequest
 from serai.v1.operator_pb2 import GetVnetRequest, StopVnetNodeRequest, VnetNodeRequest
 from serai.wire.identity import Role
@@ -91,6 +91,8 @@ async def test_power_and_statistics(bench: Bench) -> None:
     await bench.create()
     request = VnetNodeRequest(name=NAME)
     assert (await bench.operator.GetVnetNodeStatistics(request)).instructions == 42
+    trace = bench.operator.TraceVnetNode(TraceGuestRequest(name=request.name, count=7))
+    assert [(item.steps, item.records[0].text) async for item in trace] == [(7, "nop")]
     await bench.operator.StopVnetNode(StopVnetNodeRequest(name=NAME))
     await becomes(bench, Guest.STOPPED)
     await bench.operator.StartVnetNode(request)

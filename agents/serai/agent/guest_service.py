@@ -10,7 +10,8 @@ from serai.agent.guests import Guests
 from serai.agent.inventory import Hosted, Inventory
 from serai.agent.pages import paginate
 from serai.agent.spec import guest_name, parse_guest_name
-from serai.errors import InvalidInputError, NotFoundError
+from serai.errors import InvalidInputError, NotFoundError, StateError
+from serai.hypervisor.driver import TracedInstruction
 from serai.v1 import guest_pb2
 from serai.v1.guest_pb2_grpc import GuestServiceServicer
 
@@ -110,6 +111,24 @@ class GuestService(GuestServiceServicer):
             },
         )
 
+    async def TraceGuest(
+        self, request: guest_pb2.TraceGuestRequest, context: Any
+    ) -> AsyncIterator[guest_pb2.TraceGuestResponse]:
+        """Single steps until enough is recorded."""
+        machine = self._inventory.get(_checked(request.name)).machine
+        if machine is None:
+            raise StateError(f"{request.name} has no machine to trace", hint="start it first")
+        pieces = machine.trace(count=request.count, low=request.low, high=request.high, steps=request.steps)
+        recorded = 0
+        async for piece in pieces:
+            recorded += len(piece.instructions)
+            yield guest_pb2.TraceGuestResponse(
+                records=[_trace_record(item) for item in piece.instructions],
+                steps=piece.steps,
+                finished=piece.finished,
+                reason=f"{recorded} instructions traced" if piece.finished else "",
+            )
+
     async def AttachConsole(
         self, requests: AsyncIterator[guest_pb2.ConsoleInput], context: Any
     ) -> AsyncIterator[guest_pb2.ConsoleOutput]:
@@ -125,3 +144,16 @@ class GuestService(GuestServiceServicer):
 
 def _checked(name: str) -> str:
     return guest_name(parse_guest_name(name))
+
+
+def _trace_record(item: TracedInstruction) -> guest_pb2.TraceRecord:
+    return guest_pb2.TraceRecord(
+        address=item.address,
+        word=item.word,
+        text=item.text,
+        hart=item.hart,
+        privilege=item.privilege,
+        trapped=item.trapped,
+        interrupt=item.interrupt,
+        step=item.step,
+    )

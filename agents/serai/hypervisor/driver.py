@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from serai.errors import HypervisorError
 
 PAGE_SIZE = 4096
 """Bytes in a page, the unit of dirty logging and of migration."""
@@ -103,6 +105,32 @@ class GuestStatistics:
     costs: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class TracedInstruction:
+    """One instruction of a trace.
+
+    `trapped`: it raised an exception instead of retiring. `interrupt`: the first of an interrupt's handler.
+    """
+
+    step: int
+    hart: int
+    privilege: int
+    address: int
+    word: int
+    text: str
+    trapped: bool
+    interrupt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TracePiece:
+    """What was traced since the last piece; `steps` were executed in all."""
+
+    instructions: tuple[TracedInstruction, ...]
+    steps: int
+    finished: bool
+
+
 class FramePort(abc.ABC):
     """A guest's network interface as the switch sees it. Frames carry no virtio header here."""
 
@@ -153,6 +181,14 @@ class Guest(abc.ABC):
     @abc.abstractmethod
     async def statistics(self) -> GuestStatistics:
         """Current counters."""
+
+    def trace(self, *, count: int, low: int, high: int, steps: int) -> AsyncGenerator[TracePiece, None]:
+        """Execute in single steps and yield what is executed at `low` <= address < `high`.
+
+        Ends after `count` records, after `steps` steps, or when the guest ends; the guest then runs on at
+        full speed, as it does when the iterator is closed. Raises HypervisorError where a back end cannot.
+        """
+        raise HypervisorError(f"guest {self.uid}: this back end cannot trace instructions")
 
     @abc.abstractmethod
     def subscribe(self, listener: Callable[[Guest], None]) -> Callable[[], None]:

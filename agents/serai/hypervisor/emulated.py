@@ -14,6 +14,7 @@ import logging
 import mmap
 import os
 import socket
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from serai.hypervisor.driver import (
     GuestConfig,
     GuestState,
     GuestStatistics,
+    TracePiece,
 )
 from serai.hypervisor.guest_link import GuestLink
 from serai.hypervisor.ports import EmulatedPort
 from serai.hypervisor.survivors import Survivor, Survivors
+from serai.hypervisor.trace import decode_trace
 from serai.hypervisor.zygote_link import AdoptedProcess, ChildProcess, ZygoteLink, describe_exit
 from serai.machine import protocol
 from serai.machine.board import Disk, MachineConfig, Mode, NetworkInterface
@@ -40,6 +43,7 @@ INPUT_BYTES = 64 * 1024
 
 _EXIT_SECONDS = 5.0
 _STATUS_SECONDS = 2.0
+_TRACE_SECONDS = 0.02
 _CONSOLE_BYTES = 64 * 1024
 _log = logging.getLogger(__name__)
 
@@ -240,6 +244,21 @@ class EmulatedGuest(BaseGuest):
             events=fields["events"],
             costs={cause: (events, spent) for cause, (events, spent) in fields["costs"].items()},
         )
+
+    async def trace(self, *, count: int, low: int, high: int, steps: int) -> AsyncGenerator[TracePiece, None]:
+        """See `Guest.trace`; one trace of a guest at a time."""
+        self._expect("trace", GuestState.RUNNING)
+        await self._request("trace", count=count, low=low, high=high, steps=steps)
+        try:
+            finished = False
+            while not finished:
+                await asyncio.sleep(_TRACE_SECONDS)
+                reply = await self._request("take_trace")
+                finished = bool(reply.fields["finished"])
+                yield TracePiece(decode_trace(reply.payload), int(reply.fields["steps"]), finished)
+        finally:
+            with contextlib.suppress(HypervisorError):
+                await self._request("stop_trace")
 
     # Console.
 

@@ -123,6 +123,7 @@ class Core:
             for name, arity in (
                 *(("serai_run", 2), ("flush_all", 1), ("guest_time", 1), ("update_timer", 1)),
                 ("host_cycles", 1),
+                ("fetch_half", 2),
                 *(("csr_read", 2), ("csr_write", 3), ("collect_dirty", 2), ("stop_dirty", 1)),
                 *(("written_by_device", 3), ("flush_range", 3), ("start_code", 1), ("flush_code", 1)),
             )
@@ -410,6 +411,16 @@ class Core:
         place = FIELDS[name]
         base = place.offset // 8
         return tuple(self._words[base : base + place.count])
+
+    @property
+    def interrupt_count(self) -> int:
+        """Interrupts taken since this core was made."""
+        return sum(self._array("interrupts"))
+
+    def fetch(self, address: int) -> int:
+        """The instruction word at a virtual address in the present mode; 0 where there is none."""
+        low = self._native("fetch_half", address & M64)
+        return low | self._native("fetch_half", (address + 2) & M64) << 16 if low & 3 == 3 else low
 
     def host_cycles(self) -> int:
         """The host's cycle counter."""

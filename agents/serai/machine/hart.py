@@ -26,6 +26,8 @@ CSR_SSTATUS = 0x100
 CSR_SCOUNTEREN = 0x106
 CSR_SATP = 0x180
 CSR_MIE = 0x304
+CSR_STVEC, CSR_SCAUSE = 0x105, 0x142
+CSR_MTVEC, CSR_MCAUSE = 0x305, 0x342
 CSR_MIP = 0x344
 
 
@@ -130,6 +132,13 @@ class Hart(Protocol):
     @property
     def counters(self) -> Counters:
         """Events since this hart was made; not part of its saved state."""
+
+    @property
+    def interrupt_count(self) -> int:
+        """Interrupts taken since this hart was made."""
+
+    def fetch(self, address: int) -> int:
+        """The instruction word at a virtual address in the present mode; 0 where there is none."""
 
     def host_cycles(self) -> int:
         """The cycle counter in which `Counters.walk_cycles` is measured."""

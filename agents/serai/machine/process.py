@@ -24,6 +24,7 @@ from serai.machine.machine import HartFactory, Machine, MachineExit
 from serai.machine.protocol import Message
 from serai.machine.resizing import GuestView, Resizing, parse_view
 from serai.machine.survival import FAREWELL_SECONDS, Survival
+from serai.machine.trace import Tracer
 
 SLICE_NS = 500_000
 """What a slice should take; bounds the time until input is noticed by a guest that computes."""
@@ -65,6 +66,7 @@ class GuestProcess:
         self._make_hart = make_hart
         self._machine: Machine | None = None
         self._resizing: Resizing | None = None
+        self._tracer: Tracer | None = None
         self._links: list[FrameLink] = []
         self._decoder = protocol.Decoder()
         self._outgoing = bytearray()
@@ -87,6 +89,9 @@ class GuestProcess:
             "save": self._save,
             "restore": self._restore,
             "statistics": self._statistics,
+            "trace": self._trace,
+            "take_trace": self._take_trace,
+            "stop_trace": self._stop_trace,
             "power_off": self._power_off,
             "resize": self._resize,
             "stop": self._stop,
@@ -125,8 +130,11 @@ class GuestProcess:
     def _slice(self) -> None:
         machine = self._require_machine()
         began = time.perf_counter_ns()
-        cause = machine.run(self._budget)
-        self._adapt(time.perf_counter_ns() - began, cause)
+        if self._tracer is not None and not self._tracer.finished:
+            cause = self._tracer.run(machine)
+        else:
+            cause = machine.run(self._budget)
+            self._adapt(time.perf_counter_ns() - began, cause)
         self._flush_output(machine)
         if cause is MachineExit.WAIT:
             self._idle(machine)
@@ -388,6 +396,26 @@ class GuestProcess:
         if self._running:
             machine.balloon.refresh_statistics()  # for the next time
         return Message(self._counters(machine))
+
+    def _trace(self, request: Message) -> Message:
+        fields = request.fields
+        self._require_machine()
+        if self._tracer is not None and not self._tracer.finished:
+            raise ProtocolError("another trace of this guest is under way")
+        self._tracer = Tracer(
+            int(fields["count"]), int(fields["low"]), int(fields["high"]), int(fields["steps"])
+        )
+        return Message({})
+
+    def _take_trace(self, request: Message) -> Message:
+        if self._tracer is None:
+            raise ProtocolError("the guest is not being traced")
+        tracer = self._tracer
+        return Message({"finished": tracer.finished, "steps": tracer.steps}, tracer.take())
+
+    def _stop_trace(self, request: Message) -> Message:
+        self._tracer = None
+        return Message({})
 
     def _counters(self, machine: Machine) -> dict[str, object]:
         return {

@@ -22,6 +22,9 @@ restore         payload: snapshot                          -
 statistics      -                                          instructions, cpu_seconds, ready_seconds, exits,
                                                            events (like exits), costs (cause: events,
                                                            nanoseconds), kernel_release, frames_lost
+trace           count, low, high, steps                    - see serai.machine.trace
+take_trace      -                                          finished, steps; payload: records
+stop_trace      -                                          -
 power_off       -                                          - asks the guest over the host channel
 resize          vcpus, memory_bytes                        - asks the guest; the event `resized` follows
 stop            -                                          - and the process ends

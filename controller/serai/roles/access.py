@@ -17,7 +17,8 @@ PIP_ACCESS: AccessTable = {
     **_methods(
         "InfrastructureService",
         "GetAdvertisement AllocateSlice ProvisionSlice UpdateSlice GetSlice ListSlices WatchSlices"
-        " ReleaseSlice StartSliceNode StopSliceNode GetSliceNodeStatistics RelocateSliceNode DepartSliceNode",
+        " ReleaseSlice StartSliceNode StopSliceNode GetSliceNodeStatistics TraceSliceNode"
+        " RelocateSliceNode DepartSliceNode",
         Role.VNP,
         Role.ADMIN,
     ),
@@ -31,7 +32,7 @@ VNP_ACCESS: AccessTable = {
     **_methods(
         "ProviderService",
         "CreateNetwork GetNetwork ListNetworks WatchNetworks DeleteNetwork StartNetworkNode StopNetworkNode"
-        " DeleteNetworkNode GetNetworkNodeStatistics MigrateNetworkNode",
+        " DeleteNetworkNode GetNetworkNodeStatistics TraceNetworkNode MigrateNetworkNode",
         Role.VNO,
         Role.ADMIN,
     ),
@@ -43,7 +44,7 @@ VNO_ACCESS: AccessTable = {
     **_methods(
         "OperatorService",
         "ValidateDescription CreateVnet GetVnet ListVnets WatchVnets DeleteVnet GetVnetNode StartVnetNode"
-        " StopVnetNode DeleteVnetNode GetVnetNodeStatistics MigrateVnetNode",
+        " StopVnetNode DeleteVnetNode GetVnetNodeStatistics TraceVnetNode MigrateVnetNode",
         Role.SP,
         Role.ADMIN,
     ),

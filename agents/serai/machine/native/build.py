@@ -36,6 +36,7 @@ EXPORTED = (
     "collect_dirty",
     "csr_read",
     "csr_write",
+    "fetch_half",
     "flush_all",
     "flush_code",
     "flush_range",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,6 +25,7 @@ from serai.cli.output import (
 )
 from serai.cli.paging import collect
 from serai.cli.terminal import attach
+from serai.cli.trace import show_trace, trace_request
 from serai.errors import InvalidInputError, NotFoundError
 from serai.v1.guest_pb2 import Guest, GuestSpec
 from serai.v1.operation_pb2 import MigrationReport
@@ -112,6 +114,31 @@ async def exits(
         stub = OperatorServiceStub(channel)
         request = VnetNodeRequest(name=node.name)
         await show_exits(lambda: stub.GetVnetNodeStatistics(request), output, watch=watch, interval=interval)
+
+
+@app.command("trace")
+@asynchronous
+async def trace(  # noqa: PLR0917 - the options of a command
+    name: Name,
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="Instructions to show.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Instructions to execute at most.")] = 10_000_000,
+    low: Annotated[str, typer.Option("--from", metavar="ADDRESS", help="Show from this address on.")] = "",
+    high: Annotated[str, typer.Option("--to", metavar="ADDRESS", help="Show below this address.")] = "",
+    function: Annotated[str, typer.Option(help="Show this function (needs --symbols).")] = "",
+    symbols: Annotated[Path | None, typer.Option(help="System.map or a copy of /proc/kallsyms.")] = None,
+    output: Output = Format.TABLE,
+    cluster: Cluster = CLUSTER,
+) -> None:
+    """Show what the guest executes: hart, mode, address, word (! trapped, * interrupt), instruction.
+
+    The guest runs in single steps meanwhile, about a thousand times slower.
+    """
+    async with Context.named(cluster).operator() as channel:
+        node = await find(channel, name)
+        request = trace_request(
+            node.name, count=count, steps=steps, low=low, high=high, function=function, symbols=symbols
+        )
+        await show_trace(OperatorServiceStub(channel).TraceVnetNode(request), output)
 
 
 @app.command("console")

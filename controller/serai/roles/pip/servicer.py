@@ -24,6 +24,8 @@ from serai.v1.guest_pb2 import (
     GuestStatistics,
     StartGuestRequest,
     StopGuestRequest,
+    TraceGuestRequest,
+    TraceGuestResponse,
 )
 from serai.v1.infrastructure_pb2 import (
     Advertisement,
@@ -175,6 +177,15 @@ class InfrastructureServicer(InfrastructureServiceServicer):
         stub = self._state.agents[node.node].guest_stub
         statistics: GuestStatistics = await stub.GetGuestStatistics(GetGuestRequest(name=node.guest_name))
         return statistics
+
+    async def TraceSliceNode(
+        self, request: TraceGuestRequest, context: Any
+    ) -> AsyncIterator[TraceGuestResponse]:
+        """See the contract."""
+        node = self._find_here(request.name, context)
+        request.name = node.guest_name
+        async for response in self._state.agents[node.node].guest_stub.TraceGuest(request):
+            yield response
 
     async def RelocateSliceNode(self, request: RelocateSliceNodeRequest, context: Any) -> Operation:
         """See the contract."""

@@ -14,7 +14,13 @@ from serai.roles.vno.describe import parse_node_name, validate
 from serai.roles.vno.records import VnetRecord
 from serai.roles.vno.vnets import CREATE_STEPS, Vnets, VnoState
 from serai.v1.console_pb2_grpc import ConsoleServiceServicer
-from serai.v1.guest_pb2 import ConsoleInput, ConsoleOutput, GuestStatistics
+from serai.v1.guest_pb2 import (
+    ConsoleInput,
+    ConsoleOutput,
+    GuestStatistics,
+    TraceGuestRequest,
+    TraceGuestResponse,
+)
 from serai.v1.link_pb2 import CapturedFrame, CaptureFramesRequest
 from serai.v1.operation_pb2 import Operation
 from serai.v1.operator_pb2 import (
@@ -161,6 +167,15 @@ class OperatorServicer(OperatorServiceServicer):
             NetworkNodeRequest(handle=handle)
         )
         return statistics
+
+    async def TraceVnetNode(
+        self, request: TraceGuestRequest, context: Any
+    ) -> AsyncIterator[TraceGuestResponse]:
+        """See the contract."""
+        record, node = self._find_node(request.name, context)
+        request.name = await self._vnets.handle(record.name, node)
+        async for response in self._state.upstream.provider.TraceNetworkNode(request):
+            yield response
 
     async def MigrateVnetNode(self, request: MigrateVnetNodeRequest, context: Any) -> Operation:
         """See the contract."""

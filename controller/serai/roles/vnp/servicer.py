@@ -16,7 +16,13 @@ from serai.roles.vnp.records import NetworkRecord, NodeEntry
 from serai.roles.vnp.state import VnpState
 from serai.roles.vnp.views import view_network, view_node
 from serai.v1.console_pb2_grpc import ConsoleServiceServicer
-from serai.v1.guest_pb2 import ConsoleInput, ConsoleOutput, GuestStatistics
+from serai.v1.guest_pb2 import (
+    ConsoleInput,
+    ConsoleOutput,
+    GuestStatistics,
+    TraceGuestRequest,
+    TraceGuestResponse,
+)
 from serai.v1.infrastructure_pb2 import SliceNodeRequest, StopSliceNodeRequest
 from serai.v1.link_pb2 import CapturedFrame, CaptureFramesRequest
 from serai.v1.operation_pb2 import Operation
@@ -145,6 +151,15 @@ class ProviderServicer(ProviderServiceServicer):
             SliceNodeRequest(handle=entry.provider_handle)
         )
         return statistics
+
+    async def TraceNetworkNode(
+        self, request: TraceGuestRequest, context: Any
+    ) -> AsyncIterator[TraceGuestResponse]:
+        """See the contract."""
+        _, entry, provider = self._find_node(request.name, context)
+        request.name = entry.provider_handle
+        async for response in provider.infrastructure.TraceSliceNode(request):
+            yield response
 
     async def MigrateNetworkNode(self, request: MigrateNetworkNodeRequest, context: Any) -> Operation:
         """See the contract."""
