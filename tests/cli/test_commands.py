@@ -119,3 +119,22 @@ def test_exit_codes_are_documented() -> None:
     documented = (ROOT / "docs/cli.md").read_text()
     for code in EXIT_CODES.values():
         assert f"| {code} |" in documented
+
+
+def test_explain_speaks_of_an_element_or_says_which_there_are(tmp_path: Path) -> None:
+    result = serai(tmp_path, "vnet", "explain", "vnet.link.bandwidth")
+    assert result.returncode == 0
+    assert result.stdout.startswith("vnet.link.bandwidth: ") and "Example" in result.stdout
+    assert serai(tmp_path, "vnet", "explain").stdout.startswith("vnet: element <vnet>")
+    wrong = serai(tmp_path, "vnet", "explain", "vnet.link.bandwith")
+    assert wrong.returncode == 3
+    assert "bandwidth" in wrong.stderr
+
+
+@pytest.mark.parametrize("verb", ["diff", "apply"])
+def test_a_wrong_description_is_refused_before_anybody_is_asked(tmp_path: Path, verb: str) -> None:
+    file = tmp_path / "wrong.xml"
+    file.write_text('<vnet xmlns="urn:serai:vnet:1" name="x"><node name="a" vcpus="0"/></vnet>')
+    result = serai(tmp_path, "vnet", verb, "-f", str(file))
+    assert result.returncode == 2
+    assert "vcpus" in result.stderr

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from tests.roles.bench import NODES, TWO_PROVIDERS, Bench, until
 from tests.roles.fake_agent import FakeAgent
+from tests.roles.test_changes import C_LINK, C_NODE, NAME, differences, document, inventory, update
 from tests.roles.test_migration import check_links, where
 
+from serai.errors import StateError, UnavailableError
 from serai.v1.guest_pb2 import Guest
 from serai.v1.operator_pb2 import (
     CreateVnetRequest,
@@ -18,6 +20,7 @@ from serai.v1.operator_pb2 import (
     GetVnetRequest,
     ListVnetsRequest,
     MigrateVnetNodeRequest,
+    UpdateVnetRequest,
     Vnet,
 )
 from serai.wire.tls import CertificateAuthority
@@ -123,6 +126,50 @@ async def test_agents_go_on_with_a_migration(launched: Bench, phase: str, destin
         == 3
     )
     await launched.delete("vnets/demo")
+    assert await launched.residue() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "outcome"),
+    [
+        ("CreateGuest", 2),
+        ("CreateSegment", 2),
+        ("StartGuest", 2),
+        ("ActivateSegment", 2),
+        ("DeleteSegment", 3),
+    ],
+)
+async def test_an_interrupted_change_is_undone_or_finished(
+    launched: Bench, method: str, outcome: int
+) -> None:
+    """The controller dies at each step of a change; only what was made already is finished."""
+    await launched.create(document())
+    before = inventory(launched)
+    for agent in launched.agents.values():
+        agent.hold[method].clear()
+        agent.reached[method].clear()
+    wanted = document(nodes=C_NODE, links=C_LINK, wire="2Mbit/s")
+    await launched.operator.UpdateVnet(UpdateVnetRequest(name=NAME, document=wanted))
+    await until(lambda: any(agent.reached[method].is_set() for agent in launched.agents.values()))
+    await launched.kill()
+    for agent in launched.agents.values():
+        agent.hold[method].set()
+    await launched.launch()
+    # Afterwards it can be changed again, and the difference is to what really is there.
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                changes = await differences(launched, wanted)
+                assert (changes == []) == (outcome == 3)
+                await update(launched, document() if outcome == 2 else wanted)
+                break
+            except (AssertionError, StateError, UnavailableError):
+                await asyncio.sleep(0.1)
+    vnet = await launched.operator.GetVnet(GetVnetRequest(name=NAME))
+    assert len(vnet.nodes) == outcome
+    if outcome == 2:
+        await until(lambda: inventory(launched) == before)
+    await launched.delete(NAME)
     assert await launched.residue() == []
 
 

@@ -32,7 +32,8 @@ VNP_ACCESS: AccessTable = {
     **_methods(
         "ProviderService",
         "CreateNetwork GetNetwork ListNetworks WatchNetworks DeleteNetwork StartNetworkNode StopNetworkNode"
-        " DeleteNetworkNode GetNetworkNodeStatistics TraceNetworkNode MigrateNetworkNode",
+        " DeleteNetworkNode GetNetworkNodeStatistics TraceNetworkNode MigrateNetworkNode"
+        " UpdateNetwork",
         Role.VNO,
         Role.ADMIN,
     ),
@@ -44,7 +45,8 @@ VNO_ACCESS: AccessTable = {
     **_methods(
         "OperatorService",
         "ValidateDescription CreateVnet GetVnet ListVnets WatchVnets DeleteVnet GetVnetNode StartVnetNode"
-        " StopVnetNode DeleteVnetNode GetVnetNodeStatistics TraceVnetNode MigrateVnetNode",
+        " StopVnetNode DeleteVnetNode GetVnetNodeStatistics TraceVnetNode MigrateVnetNode"
+        " DiffVnet UpdateVnet",
         Role.SP,
         Role.ADMIN,
     ),

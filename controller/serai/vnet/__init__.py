@@ -15,6 +15,7 @@ from serai.vnet.compile import (
     derive_mac,
 )
 from serai.vnet.diagnostics import Diagnostic, Finding, Severity
+from serai.vnet.difference import Action, Change, Difference, Effect, diff
 from serai.vnet.explain import explain
 from serai.vnet.guest import GuestFile
 from serai.vnet.model import (
@@ -35,7 +36,11 @@ from serai.vnet.writer import serialise
 __all__ = [
     "NAMESPACE",
     "SCHEMA_VERSION",
+    "Action",
+    "Change",
     "Diagnostic",
+    "Difference",
+    "Effect",
     "End",
     "File",
     "Finding",
@@ -56,6 +61,7 @@ __all__ = [
     "check",
     "compile_vnet",
     "derive_mac",
+    "diff",
     "explain",
     "parse",
     "serialise",

@@ -14,14 +14,24 @@ from serai.cli.context import Context
 from serai.cli.operations import follow, progress_display
 from serai.cli.output import Column, Format, age, as_data, done, show, show_data, stderr, stdout
 from serai.errors import DescriptionError, InvalidInputError, NotFoundError
-from serai.v1.operator_pb2 import CreateVnetRequest, DeleteVnetRequest, GetVnetRequest, Vnet
+from serai.v1.operator_pb2 import (
+    CreateVnetRequest,
+    DeleteVnetRequest,
+    DiffVnetRequest,
+    GetVnetRequest,
+    UpdateVnetRequest,
+    Vnet,
+    VnetChange,
+)
 from serai.v1.operator_pb2_grpc import OperatorServiceStub
-from serai.vnet import Diagnostic, parse
+from serai.vnet import Diagnostic, explain, parse
+from serai.wire.rpc import Channel
 
 app = group("Virtual networks.")
 
 File = Annotated[Path, typer.Option("--file", "-f", help="The description; - reads standard input.")]
 Name = Annotated[str, typer.Argument(metavar="NAME")]
+OtherName = Annotated[str, typer.Option("--name", help="Another name than the description's.")]
 
 _COLUMNS = (
     Column[Vnet]("NAME", lambda vnet: vnet.name.removeprefix("vnets/")),
@@ -31,6 +41,15 @@ _COLUMNS = (
     Column[Vnet]("LINKS", lambda vnet: len(vnet.links), right=True),
     Column[Vnet]("PROVIDERS", lambda vnet: vnet.provider_count, right=True),
     Column[Vnet]("AGE", lambda vnet: age(vnet.create_time), right=True),
+)
+
+_CHANGES = (
+    Column[VnetChange]("ACTION", lambda change: VnetChange.Action.Name(change.action).lower()),
+    Column[VnetChange]("ELEMENT", lambda change: f"{change.kind}/{change.element}"),
+    Column[VnetChange]("FIELD", lambda change: change.field),
+    Column[VnetChange]("OLD", lambda change: change.old_value),
+    Column[VnetChange]("NEW", lambda change: change.new_value),
+    Column[VnetChange]("EFFECT", lambda change: VnetChange.Effect.Name(change.effect).lower()),
 )
 
 
@@ -58,6 +77,14 @@ def _print_diagnostic(file: Path, diagnostic: Diagnostic) -> None:
     stderr.print(text, markup=False)
 
 
+@app.command("explain")
+def explain_element(
+    path: Annotated[str, typer.Argument(metavar="[PATH]", help='As in "vnet.link.bandwidth".')] = "",
+) -> None:
+    """Say what an element or attribute of a description means."""
+    stdout.print(explain(path), markup=False, end="")
+
+
 @app.command("request")
 @asynchronous
 async def request(
@@ -74,6 +101,71 @@ async def request(
         with progress_display() as listener:
             operation = await follow(channel, started, listener)
     done(operation.target.replace("vnets/", "vnet/"), "would fit (dry run)" if dry_run else "running")
+
+
+@app.command("diff")
+@asynchronous
+async def diff(
+    file: File, name: OtherName = "", output: Output = Format.TABLE, cluster: Cluster = CLUSTER
+) -> None:
+    """Show what `apply` would change, and what that does to the guests."""
+    document = read_document(file)
+    async with Context.named(cluster).operator() as channel:
+        changes = await _compare(channel, _described_name(document, name), document)
+    if output is not Format.TABLE:
+        show_data([as_data(change) for change in changes], output)
+    elif changes:
+        show(changes, _CHANGES, output)
+    else:
+        stdout.print("no difference")
+
+
+@app.command("apply")
+@asynchronous
+async def apply(
+    file: File,
+    name: OtherName = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Find room and change nothing.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Create guests anew where a change needs that.")
+    ] = False,
+    cluster: Cluster = CLUSTER,
+) -> None:
+    """Make a VNet what the file describes, with the least change; create it when there is none."""
+    document = read_document(file)
+    wanted = _described_name(document, name)
+    async with Context.named(cluster).operator() as channel:
+        stub = OperatorServiceStub(channel)
+        try:
+            changes = await _compare(channel, wanted, document)
+        except NotFoundError:
+            create = CreateVnetRequest(vnet_id=name, document=document, validate_only=dry_run)
+            started = await stub.CreateVnet(create)
+            verb = "would fit (dry run)" if dry_run else "created"
+        else:
+            if not changes:
+                done(f"vnet/{wanted}", "unchanged")
+                return
+            show(changes, _CHANGES, Format.TABLE)
+            started = await stub.UpdateVnet(
+                UpdateVnetRequest(
+                    name=_resource(wanted), document=document, validate_only=dry_run, allow_restart=restart
+                )
+            )
+            verb = "would fit (dry run)" if dry_run else "changed"
+        with progress_display() as listener:
+            await follow(channel, started, listener)
+    done(f"vnet/{wanted}", verb)
+
+
+async def _compare(channel: Channel, name: str, document: bytes) -> list[VnetChange]:
+    request = DiffVnetRequest(name=_resource(name), document=document)
+    return list((await OperatorServiceStub(channel).DiffVnet(request)).changes)
+
+
+def _described_name(document: bytes, name: str) -> str:
+    """`name`, or the one that the description gives. DescriptionError with every error at once."""
+    return name.removeprefix("vnet/") or parse(document).require().name
 
 
 @app.command("list")

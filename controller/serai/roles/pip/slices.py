@@ -193,10 +193,21 @@ class Slices:
             record = state.slices.get(request.name)
             if record.state is not SliceState.RUNNING:
                 raise StateError(f"{request.name} is {record.state}, not running", reason="NOT_RUNNING")
+            if request.validate_only:
+                await self._try_to_add(record, request)
+                return record
             if request.add_nodes or request.add_links:
                 record = await self._add(record, request)
             await self._activate(record, request.activate_links)
             return await self._remove(record.name, set(request.remove_nodes), set(request.remove_links))
+
+    async def _try_to_add(self, record: SliceRecord, request: UpdateSliceRequest) -> None:
+        """CapacityError and InvalidInputError as for the additions themselves; nothing is reserved."""
+        check_shape(request.add_nodes, request.add_links, known=record.parts)
+        async with self._state.embedding:
+            await self.embed(
+                request.add_nodes, request.add_links, beside=record.parts, slice_name=record.name
+            )
 
     async def _add(self, record: SliceRecord, request: UpdateSliceRequest) -> SliceRecord:
         state = self._state

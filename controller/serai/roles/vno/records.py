@@ -25,6 +25,10 @@ class VnetRecord(Record):
     """What the VNP calls it; chosen before it is asked for."""
     create_time: float
     running_time: float = 0.0
+    target: bytes = b""
+    """The description that it is being changed to."""
+    replaced: dict[str, str] = {}
+    """Handles of the nodes that `target` has created anew, as they were before."""
 
     @property
     def id(self) -> str:

@@ -10,6 +10,7 @@ from serai.roles.operations import Operations, Progress
 from serai.roles.ownership import check_owner, may_see, owned
 from serai.roles.paging import page
 from serai.roles.relay import Place, Relay, first_message
+from serai.roles.vno.changes import UPDATE_STEPS, VnetChanges, change_message
 from serai.roles.vno.describe import parse_node_name, validate
 from serai.roles.vno.records import VnetRecord
 from serai.roles.vno.vnets import CREATE_STEPS, Vnets, VnoState
@@ -26,11 +27,14 @@ from serai.v1.operation_pb2 import Operation
 from serai.v1.operator_pb2 import (
     CreateVnetRequest,
     DeleteVnetRequest,
+    DiffVnetRequest,
+    DiffVnetResponse,
     GetVnetRequest,
     ListVnetsRequest,
     ListVnetsResponse,
     MigrateVnetNodeRequest,
     StopVnetNodeRequest,
+    UpdateVnetRequest,
     ValidateDescriptionRequest,
     ValidateDescriptionResponse,
     Vnet,
@@ -51,9 +55,10 @@ _MOVE_STEPS = (
 class OperatorServicer(OperatorServiceServicer):
     """See the contract for each method."""
 
-    def __init__(self, state: VnoState, vnets: Vnets) -> None:
+    def __init__(self, state: VnoState, vnets: Vnets, changes: VnetChanges) -> None:
         self._state = state
         self._vnets = vnets
+        self._changes = changes
 
     @property
     def _operations(self) -> Operations:
@@ -124,6 +129,31 @@ class OperatorServicer(OperatorServiceServicer):
         return await self._operations.start(
             "DeleteVnet", request.name, ["release"], work, owner=caller(context)
         )
+
+    async def DiffVnet(self, request: DiffVnetRequest, context: Any) -> DiffVnetResponse:
+        """See the contract."""
+        record = self._find(request.name, context)
+        difference = await self._changes.compare(record, request.document)
+        return DiffVnetResponse(changes=[change_message(item) for item in difference.changes])
+
+    async def UpdateVnet(self, request: UpdateVnetRequest, context: Any) -> Operation:
+        """See the contract."""
+        identity = caller(context)
+        self._find(request.name, context)
+
+        async def act() -> str:
+            self._changes.check(request)
+
+            async def work(progress: Progress) -> None:
+                await self._changes.update(request, progress)
+
+            operation = await self._operations.start(
+                "UpdateVnet", request.name, UPDATE_STEPS, work, owner=identity
+            )
+            return operation.name
+
+        name = await self._state.requests.once(identity, request.request_id, request, act)
+        return self._operations.records.get(name).operation
 
     async def GetVnetNode(self, request: VnetNodeRequest, context: Any) -> VnetNode:
         """See the contract."""

@@ -156,6 +156,10 @@ class Vnets:
             await follow(upstream.channel, operation, ignore)
         await self._forget(name)
 
+    def described_anew(self, name: str) -> None:
+        """Its description is another one now."""
+        self._compiled.pop(name, None)
+
     async def _forget(self, name: str) -> None:
         await self._state.vnets.delete(name)
         self._compiled.pop(name, None)

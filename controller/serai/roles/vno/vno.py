@@ -12,6 +12,7 @@ from serai.roles.operations import Operations
 from serai.roles.remote_operations import OperationServicer
 from serai.roles.requests import Requests
 from serai.roles.settings import VnoSettings
+from serai.roles.vno.changes import VnetChanges
 from serai.roles.vno.records import VnetRecord, VnetState
 from serai.roles.vno.servicer import OperatorServicer, VnoConsoleServicer
 from serai.roles.vno.upstream import Upstream
@@ -37,7 +38,8 @@ class Vno:
         self.state = state
         self.identity = state.settings.identity
         self._vnets = Vnets(state)
-        self._sweeper: asyncio.Task[None] | None = None
+        self._changes = VnetChanges(state, self._vnets)
+        self._sweepers: list[asyncio.Task[None]] = []
         self._said: dict[str, str] = {}
         state.vnets.listen(self._announce)
 
@@ -75,7 +77,7 @@ class Vno:
     def services(self) -> Sequence[Service]:
         """What its server offers."""
         return [
-            (add_OperatorServiceServicer_to_server, OperatorServicer(self.state, self._vnets)),
+            (add_OperatorServiceServicer_to_server, OperatorServicer(self.state, self._vnets, self._changes)),
             (add_ConsoleServiceServicer_to_server, VnoConsoleServicer(self.state, self._vnets)),
             (add_OperationServiceServicer_to_server, OperationServicer(self.state.operations)),
         ]
@@ -88,14 +90,17 @@ class Vno:
                 await self.state.vnets.update(
                     record.name, lambda it: setattr(it, "state", VnetState.DELETING)
                 )
-        self._sweeper = asyncio.create_task(self._vnets.sweep_forever())
+        self._sweepers = [
+            asyncio.create_task(self._vnets.sweep_forever()),
+            asyncio.create_task(self._changes.settle_forever()),
+        ]
 
     async def close(self) -> None:
         """Undo what is under way, then stop; the VNets go on."""
         await self.state.operations.close()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+        for sweeper in self._sweepers:
+            sweeper.cancel()
+        await asyncio.gather(*self._sweepers, return_exceptions=True)
         await self.state.upstream.close()
         await self.state.directory.close()
 

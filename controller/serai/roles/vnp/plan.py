@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 from serai import embedding
 from serai.embedding import Infeasible, NotFound, Request, RequestLink, RequestNode, Split
-from serai.errors import CapacityError, InvalidInputError
-from serai.roles.names import check_label, random_label64
-from serai.roles.vnp.records import Crossing, LinkEntry, Move, NetworkRecord, NodeEntry
+from serai.errors import CapacityError, InvalidInputError, StateError
+from serai.roles.names import check_label, new_handle, random_label64
+from serai.roles.vnp.records import Change, Crossing, LinkEntry, Move, NetworkRecord, NodeEntry
 from serai.v1.guest_pb2 import GuestSpec
 from serai.v1.infrastructure_pb2 import (
     Advertisement,
@@ -24,14 +24,14 @@ MS = 1_000_000
 """Nanoseconds in a millisecond."""
 
 
-def check_topology(topology: Topology) -> None:
+def check_topology(topology: Topology, *, may_be_empty: bool = False) -> None:
     """InvalidInputError unless ids are unique labels and every link ends at two interfaces of its own."""
     interfaces: dict[str, set[str]] = {}
     for node in topology.nodes:
         if check_label(node.id, "node id") in interfaces:
             raise InvalidInputError(f"the topology has two nodes {node.id!r}")
         interfaces[node.id] = {item.name for item in node.guest.interfaces}
-    if not interfaces:
+    if not interfaces and not may_be_empty:
         raise InvalidInputError("the topology has no node", hint="describe at least one")
     links: set[str] = set()
     used: set[tuple[str, str]] = set()
@@ -202,10 +202,7 @@ def plan_move(
         constraints=NodeConstraints(provider=destination),
     )
     ends = {end.node for item in incident.values() for end in (item.link.a, item.link.b)} - {node}
-    others = [
-        VirtualNode(id=end, constraints=NodeConstraints(provider=record.nodes[end].provider))
-        for end in sorted(ends)
-    ]
+    others = [pinned_node(end, record.nodes[end].provider) for end in sorted(ends)]
     links = [item.link for item in incident.values()]
     found = split(advertisements, build_request([moving, *others], links))
 
@@ -220,6 +217,67 @@ def plan_move(
         links=realise_links(links, found, next_name, new_label),
         new_slice=destination not in record.slices,
     )
+
+
+def plan_change(
+    record: NetworkRecord,
+    topology: Topology,
+    advertisements: Iterable[Advertisement],
+    new_label: Callable[[], int] = random_label64,
+) -> Change:
+    """How the network becomes `topology`; what stays is where it is.
+
+    Raises CapacityError, and StateError for a node that stays but is to be another guest.
+    """
+    added = [node for node in topology.nodes if node.id not in record.nodes]
+    for node in topology.nodes:
+        if node.id in record.nodes and node.guest != record.nodes[node.id].node.guest:
+            raise StateError(
+                f"node {node.id!r} runs and cannot become another guest",
+                hint="remove it first, then add it as it shall be",
+                reason="NODE_RUNS",
+                node=node.id,
+            )
+    known = {key: entry.link for key, entry in record.links.items()}
+    links = [link for link in topology.links if known.get(link.id) != link]
+    names, entries = unique_names(record, links), {}
+    if added or links:
+        ends = {end.node for link in links for end in (link.a, link.b)}
+        staying = [pinned_node(key, record.nodes[key].provider) for key in sorted(ends & record.nodes.keys())]
+        found = split(advertisements, build_request([*added, *staying], links))
+        entries = realise_links(links, found, names.__getitem__, new_label)
+    wanted_nodes = {node.id for node in topology.nodes}
+    wanted_links = {link.id for link in topology.links}
+    nodes = {
+        node.id: NodeEntry(node=node, handle=new_handle(), provider=found.providers[node.id])
+        for node in added
+    }
+    used = {entry.provider for entry in nodes.values()} | set(providers_of(entries.values()))
+    return Change(
+        topology=topology,
+        nodes=nodes,
+        links=entries,
+        gone_nodes=[key for key in record.nodes if key not in wanted_nodes],
+        gone_links=[key for key in known if key not in wanted_links or key in entries],
+        new_slices=sorted(used - record.slices.keys()),
+    )
+
+
+def pinned_node(node: str, provider: str) -> VirtualNode:
+    """A node for a split that is at `provider` already and needs no room there."""
+    return VirtualNode(id=node, constraints=NodeConstraints(provider=provider))
+
+
+def unique_names(record: NetworkRecord, links: Iterable[VirtualLink]) -> dict[str, str]:
+    """What the slices shall call `links`, each as no link of the network is called now."""
+    names = {}
+    for link in links:
+        stem, _, generation = first_name(link.id).rpartition("-g")
+        if link.id in record.links:
+            stem, _, generation = record.links[link.id].slice_link.rpartition("-g")
+            generation = str(int(generation) + 1)
+        names[link.id] = f"{stem}-g{generation}"
+    return names
 
 
 def first_name(link: str) -> str:

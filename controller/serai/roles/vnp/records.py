@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict
 
 from serai.store import Record, Stored
-from serai.v1.topology_pb2 import VirtualLink, VirtualNode
+from serai.v1.topology_pb2 import Topology, VirtualLink, VirtualNode
 
 
 class NetworkState(enum.StrEnum):
@@ -77,6 +77,23 @@ class Move(_Part):
     """Set once the node has moved: its links as they were, to be removed."""
 
 
+class Change(_Part):
+    """Nodes and links on their way in and out, kept so that a restart can finish or undo it."""
+
+    topology: Annotated[Topology, Stored()]
+    """What the network will be."""
+    nodes: dict[str, NodeEntry] = {}
+    """To be added."""
+    links: dict[str, LinkEntry] = {}
+    """To be added; one of the id of a present link replaces that."""
+    gone_nodes: list[str] = []
+    gone_links: list[str] = []
+    new_slices: list[str] = []
+    """Providers that had no slice of the network before."""
+    old: dict[str, LinkEntry] | None = None
+    """Set once the additions are part of the network: the links that are to be removed, as they were."""
+
+
 class NetworkRecord(Record):
     """A network: one topology over several providers."""
 
@@ -87,6 +104,7 @@ class NetworkRecord(Record):
     slices: dict[str, str] = {}
     """Slice by provider: all that may exist, noted before they are asked for."""
     move: Move | None = None
+    change: Change | None = None
     create_time: float
     running_time: float = 0.0
 

@@ -9,6 +9,7 @@ from serai.roles.operations import Operations, Progress
 from serai.roles.ownership import check_owner, may_see, owned
 from serai.roles.paging import page
 from serai.roles.relay import Place, Relay, first_message
+from serai.roles.vnp.changes import CHANGE_STEPS, NetworkChanges
 from serai.roles.vnp.moves import MOVE_STEPS, NetworkMoves
 from serai.roles.vnp.networks import CREATE_STEPS, Networks
 from serai.roles.vnp.providers import Provider, choose
@@ -37,6 +38,7 @@ from serai.v1.provider_pb2 import (
     NetworkNode,
     NetworkNodeRequest,
     StopNetworkNodeRequest,
+    UpdateNetworkRequest,
     WatchNetworksRequest,
     WatchNetworksResponse,
 )
@@ -48,10 +50,13 @@ from serai.wire.rpc import caller
 class ProviderServicer(ProviderServiceServicer):
     """See the contract for each method."""
 
-    def __init__(self, state: VnpState, networks: Networks, moves: NetworkMoves) -> None:
+    def __init__(
+        self, state: VnpState, networks: Networks, moves: NetworkMoves, changes: NetworkChanges
+    ) -> None:
         self._state = state
         self._networks = networks
         self._moves = moves
+        self._changes = changes
 
     @property
     def _operations(self) -> Operations:
@@ -116,6 +121,23 @@ class ProviderServicer(ProviderServiceServicer):
         return await self._operations.start(
             "DeleteNetwork", request.name, ["release"], work, owner=caller(context)
         )
+
+    async def UpdateNetwork(self, request: UpdateNetworkRequest, context: Any) -> Operation:
+        """See the contract."""
+        identity = caller(context)
+        self._find(request.name, context)
+
+        async def work(progress: Progress) -> None:
+            await self._changes.update(request, progress)
+
+        async def act() -> str:
+            operation = await self._operations.start(
+                "UpdateNetwork", request.name, CHANGE_STEPS, work, owner=identity
+            )
+            return operation.name
+
+        name = await self._state.requests.once(identity, request.request_id, request, act)
+        return self._operations.records.get(name).operation
 
     async def StartNetworkNode(self, request: NetworkNodeRequest, context: Any) -> NetworkNode:
         """See the contract."""

@@ -15,6 +15,7 @@ from serai.roles.operations import Operations
 from serai.roles.remote_operations import OperationServicer
 from serai.roles.requests import Requests
 from serai.roles.settings import VnpSettings
+from serai.roles.vnp.changes import NetworkChanges
 from serai.roles.vnp.moves import NetworkMoves
 from serai.roles.vnp.networks import Networks
 from serai.roles.vnp.providers import Provider
@@ -42,6 +43,7 @@ class Vnp:
         self.identity = state.settings.identity
         self._networks = Networks(state)
         self._moves = NetworkMoves(state, self._networks)
+        self._changes = NetworkChanges(state, self._networks)
         self._tasks: set[asyncio.Task[None]] = set()
         for peer in state.settings.infrastructure:
             identity = Identity(Role.PIP, peer.name)
@@ -74,7 +76,7 @@ class Vnp:
         return [
             (
                 add_ProviderServiceServicer_to_server,
-                ProviderServicer(self.state, self._networks, self._moves),
+                ProviderServicer(self.state, self._networks, self._moves, self._changes),
             ),
             (add_ConsoleServiceServicer_to_server, VnpConsoleServicer(self.state)),
             (add_OperationServiceServicer_to_server, OperationServicer(self.state.operations)),
@@ -91,12 +93,15 @@ class Vnp:
                 )
             elif record.move is not None:
                 self._spawn(self._moves.settle_after_restart(record.name))
+            elif record.change is not None:
+                self._spawn(self._changes.settle_after_restart(record.name))
         self._spawn(self._networks.sweep_forever())
 
     async def close(self) -> None:
         """Undo what is under way, then stop; the networks go on."""
         await self.state.operations.close()
         await self._moves.close()
+        await self._changes.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
