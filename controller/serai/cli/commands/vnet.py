@@ -110,8 +110,9 @@ async def diff(
 ) -> None:
     """Show what `apply` would change, and what that does to the guests."""
     document = read_document(file)
+    wanted = _described_name(document, name)
     async with Context.named(cluster).operator() as channel:
-        changes = await _compare(channel, _described_name(document, name), document)
+        changes = await _compare(channel, wanted, document)
     if output is not Format.TABLE:
         show_data([as_data(change) for change in changes], output)
     elif changes:
@@ -165,7 +166,8 @@ async def _compare(channel: Channel, name: str, document: bytes) -> list[VnetCha
 
 def _described_name(document: bytes, name: str) -> str:
     """`name`, or the one that the description gives. DescriptionError with every error at once."""
-    return name.removeprefix("vnet/") or parse(document).require().name
+    described = parse(document).require().name
+    return name.removeprefix("vnet/") or described
 
 
 @app.command("list")
