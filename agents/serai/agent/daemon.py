@@ -26,10 +26,12 @@ from serai.agent.publisher import Publisher
 from serai.agent.records import Records
 from serai.agent.segment_service import SegmentService
 from serai.agent.settings import AgentSettings
+from serai.agent.snapshots import Snapshots
 from serai.agent.spec import ImageSource, NoImages
 from serai.agent.tasks import TaskSet
 from serai.errors import InvalidInputError, UnavailableError
 from serai.hypervisor.driver import Driver
+from serai.hypervisor.snapshot_store import SnapshotStore
 from serai.network.dataplane import DataPlane
 from serai.v1 import node_pb2
 from serai.v1.guest_pb2_grpc import add_GuestServiceServicer_to_server
@@ -86,6 +88,7 @@ class Agent:
         self.guests: Guests
         self.records: Records
         self.departures: Departures
+        self.snapshots: Snapshots
         self.arrivals: Arrivals
 
     @property
@@ -146,6 +149,15 @@ class Agent:
             data_plane=self.data_plane,
             tasks=self.tasks,
         )
+        self.snapshots = Snapshots(
+            SnapshotStore(self.settings.state_dir / "snapshots"),
+            driver=self.driver,
+            guests=self.guests,
+            inventory=self.inventory,
+            records=self.records,
+        )
+        self._closers.callback(self.snapshots.close)
+        self.guests.on_gone = self.snapshots.guest_gone
         self.departures = Departures(
             settings=self.settings,
             snapshot_version=self.driver.snapshot_version,
@@ -180,6 +192,7 @@ class Agent:
             self.consoles,
             self.departures.delete_departed,
             self._end_migrations,
+            snapshots=self.snapshots,
         )
         migrations = MigrationService(self.departures, self.arrivals)
         return [

@@ -9,14 +9,15 @@ from serai.agent.consoles import Consoles
 from serai.agent.guests import Guests
 from serai.agent.inventory import Hosted, Inventory
 from serai.agent.pages import paginate
+from serai.agent.snapshot_service import SnapshotMethods
+from serai.agent.snapshots import Snapshots
 from serai.agent.spec import guest_name, parse_guest_name
 from serai.errors import InvalidInputError, NotFoundError, StateError
 from serai.hypervisor.driver import TracedInstruction
 from serai.v1 import guest_pb2
-from serai.v1.guest_pb2_grpc import GuestServiceServicer
 
 
-class GuestService(GuestServiceServicer):
+class GuestService(SnapshotMethods):
     """Guests on this node, for its provider."""
 
     def __init__(
@@ -26,7 +27,10 @@ class GuestService(GuestServiceServicer):
         consoles: Consoles,
         delete_departed: Callable[[str], bool],
         end_migrations: Callable[[Hosted], Awaitable[None]],
+        *,
+        snapshots: Snapshots,
     ) -> None:
+        self._snapshots = snapshots
         self._guests = guests
         self._inventory = inventory
         self._consoles = consoles

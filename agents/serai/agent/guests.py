@@ -198,7 +198,7 @@ class Guests:
                 if start:
                     await self._start(hosted, machine)
         except BaseException:
-            await self._forget(hosted)
+            await self.forget(hosted)
             raise
         if request_id:
             self._requests[request_id] = uid
@@ -268,11 +268,19 @@ class Guests:
         """End a guest whatever its state and forget it; StateError while it is being moved."""
         async with hosted.lock:
             self.expect_mine(hosted, "delete")
-            await self._forget(hosted)
+            await self.forget(hosted)
         log.info("deleted %s", hosted.name, extra={"guest": hosted.uid})
         self.on_gone(hosted)
 
-    async def _forget(self, hosted: Hosted) -> None:
+    async def drop_machine(self, hosted: Hosted) -> None:
+        """End the guest's machine; another takes its place."""
+        if hosted.machine is not None:
+            hosted.unsubscribe()
+            machine, hosted.machine = hosted.machine, None
+            await machine.close()
+
+    async def forget(self, hosted: Hosted) -> None:
+        """Leave nothing of it, records included."""
         await asyncio.to_thread(self._records.end, hosted.uid)
         await self.release(hosted)
 

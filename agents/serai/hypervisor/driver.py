@@ -14,7 +14,10 @@ Life of a guest::
 from __future__ import annotations
 
 import abc
+import asyncio
 import enum
+import errno
+import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,7 +211,10 @@ class Guest(abc.ABC):
     def subscribe_console(self, listener: Callable[[bytes], None]) -> Callable[[], None]:
         """Call `listener` with each piece of console output; returns the unsubscriber."""
 
-    # Migration, source side.
+    # Migration and snapshots, source side.
+
+    async def identify(self, words: str) -> None:  # noqa: B027 - not every driver has a channel
+        """Tell a copied guest over the host channel who it is; it says when it is ready again."""
 
     @abc.abstractmethod
     async def start_dirty_log(self) -> None:
@@ -243,6 +249,15 @@ class Guest(abc.ABC):
         """End the guest's process if it lives and free everything. Never raises; safe to repeat."""
 
 
+def _fill(ram: memoryview, ram_file: int) -> None:
+    position = 0
+    while position < len(ram):
+        count = os.preadv(ram_file, [ram[position : position + (1 << 20)]], position)
+        if count == 0:
+            raise OSError(errno.EIO, "the file is shorter than the guest's RAM")
+        position += count
+
+
 class Driver(abc.ABC):
     """Creates guests. One instance per agent."""
 
@@ -260,6 +275,19 @@ class Driver(abc.ABC):
     @abc.abstractmethod
     async def create_incoming(self, config: GuestConfig) -> Guest:
         """As `create`, for a guest whose RAM and state will arrive; kernel and initramfs are not read."""
+
+    async def create_copy(self, config: GuestConfig, ram_file: int) -> Guest:
+        """As `create_incoming`, with RAM as in the open file, which stays the caller's and must not change.
+
+        A driver that can shares the memory with other copies until it is written.
+        """
+        guest = await self.create_incoming(config)
+        try:
+            await asyncio.to_thread(_fill, guest.ram, ram_file)
+        except OSError as error:
+            await guest.close()
+            raise HypervisorError(f"guest {config.uid}: its RAM cannot be read: {error.strerror}") from None
+        return guest
 
     def survivors(self) -> list[str]:
         """Uids of guests whose processes may have outlived the agent's last run."""

@@ -44,6 +44,9 @@ INPUT_BYTES = 64 * 1024
 _EXIT_SECONDS = 5.0
 _STATUS_SECONDS = 2.0
 _TRACE_SECONDS = 0.02
+_COMPLETE_BYTES = 4 << 20
+"""Bytes of a copied guest's RAM completed in one go, a few milliseconds of its time."""
+
 _CONSOLE_BYTES = 64 * 1024
 _log = logging.getLogger(__name__)
 
@@ -54,11 +57,19 @@ class EmulatedGuest(BaseGuest):
     """A guest and its process."""
 
     def __init__(
-        self, driver: EmulatedDriver, config: GuestConfig, *, incoming: bool, ram_file: int = -1
+        self,
+        driver: EmulatedDriver,
+        config: GuestConfig,
+        *,
+        incoming: bool,
+        ram_file: int = -1,
+        source: int = -1,
     ) -> None:
         super().__init__(config)
         self._driver = driver
         self._incoming = incoming
+        self._source = source
+        self._ram_complete = source < 0
         self._ports: dict[str, EmulatedPort] = {}
         self._child: ChildProcess | None = None
         self._link: GuestLink | None = None
@@ -93,8 +104,13 @@ class EmulatedGuest(BaseGuest):
             if survivors is not None:
                 theirs.append(survivors.listen(self.uid))
             descriptors = [self._ram_file, *(end.fileno() for end in theirs)]
+            if self._source >= 0:
+                descriptors.append(self._source)
             self._child = await zygote.fork(
-                descriptors, len(self.config.interfaces), orphan_seconds=orphan_seconds
+                descriptors,
+                len(self.config.interfaces),
+                orphan_seconds=orphan_seconds,
+                source=self._source >= 0,
             )
             if survivors is not None:
                 survivors.note(self.uid, self._child.pid)
@@ -112,6 +128,7 @@ class EmulatedGuest(BaseGuest):
         self._open_console(survivor.console)
         self._scrollback[:] = survivor.scrollback[-SCROLLBACK_BYTES:]
         self._take_statistics(survivor.statistics)
+        self._ram_complete = False  # asked again: the earlier agent knew
         self._child = AdoptedProcess(survivor.pid, survivor.pidfd)
         self.state = GuestState(survivor.state)
         self._link = GuestLink(
@@ -310,7 +327,19 @@ class EmulatedGuest(BaseGuest):
     async def start_dirty_log(self) -> None:
         """See `Guest.start_dirty_log`."""
         self._expect("log dirty pages", GuestState.RUNNING, GuestState.PAUSED)
+        await self._complete_ram()
         await self._request("start_dirty")
+
+    async def _complete_ram(self) -> None:
+        """Let the agent see all of RAM, that of a copied guest too."""
+        while not self._ram_complete:
+            answer = await self._request("complete_ram", limit=_COMPLETE_BYTES)
+            self._ram_complete = answer.fields["remaining"] == 0
+
+    async def identify(self, words: str) -> None:
+        """See `Guest.identify`."""
+        self._expect("give an identity", GuestState.PAUSED, GuestState.RUNNING)
+        await self._request("identify", words=words)
 
     async def take_dirty_pages(self) -> bytes:
         """See `Guest.take_dirty_pages`."""
@@ -325,6 +354,7 @@ class EmulatedGuest(BaseGuest):
         self._expect("save the state", GuestState.PAUSED)
         for port in self._ports.values():
             await port.drained()
+        await self._complete_ram()
         return (await self._request("save")).payload
 
     async def restore(self, state: bytes, *, scrollback: bytes = b"") -> None:
@@ -400,7 +430,11 @@ class EmulatedDriver(Driver):
         """See `Driver.create_incoming`."""
         return await self._create(config, incoming=True)
 
-    async def _create(self, config: GuestConfig, *, incoming: bool) -> EmulatedGuest:
+    async def create_copy(self, config: GuestConfig, ram_file: int) -> EmulatedGuest:
+        """See `Driver.create_copy`: memory is shared copy-on-write."""
+        return await self._create(config, incoming=True, source=ram_file)
+
+    async def _create(self, config: GuestConfig, *, incoming: bool, source: int = -1) -> EmulatedGuest:
         if config.uid in self.guests:
             raise AlreadyExistsError(f"guest {config.uid}: there is one of this uid", guest=config.uid)
         try:
@@ -410,7 +444,7 @@ class EmulatedDriver(Driver):
         await self.open()
         assert self._zygote is not None
         try:
-            guest = EmulatedGuest(self, config, incoming=incoming)
+            guest = EmulatedGuest(self, config, incoming=incoming, source=source)
         except OSError as error:
             raise HypervisorError(
                 f"guest {config.uid}: {config.memory_bytes} bytes of RAM cannot be had: {error.strerror}"

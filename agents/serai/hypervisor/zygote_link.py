@@ -135,18 +135,23 @@ class ZygoteLink:
             self._reply = None
 
     async def fork(
-        self, descriptors: list[int], interfaces: int, *, orphan_seconds: float = 0.0
+        self, descriptors: list[int], interfaces: int, *, orphan_seconds: float = 0.0, source: bool = False
     ) -> ChildProcess:
         """A new guest process on these descriptors. Raises HypervisorError.
 
-        With `orphan_seconds` the last descriptor is the socket where it waits that long for another agent.
+        With `orphan_seconds` the descriptors are followed by the socket where it waits that long for another
+        agent, with `source` by the file that its RAM begins as.
         """
         async with self._lock:
             if self._socket is None:
                 raise HypervisorError("the guests' zygote is gone", hint="restart the agent")
             loop = asyncio.get_running_loop()
             self._reply = loop.create_future()
-            fields: dict[str, Any] = {"fork": interfaces, "orphan_seconds": orphan_seconds}
+            fields: dict[str, Any] = {
+                "fork": interfaces,
+                "orphan_seconds": orphan_seconds,
+                "source": source,
+            }
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
             try:
                 self._socket.sendmsg([json.dumps(fields).encode()], [rights])

@@ -7,6 +7,7 @@ from importlib.resources import files
 
 from .cpio import CpioEntry, character_device, directory, regular, symlink, write_cpio
 from .modules import Module
+from .reseed import program
 
 _DIRECTORIES = ("dev", "etc/serai", "mnt", "proc", "sbin", "sys", "usr/bin", "usr/sbin", "var/log", "var/run")
 _SCRIPTS = {
@@ -45,6 +46,7 @@ def build_initramfs(busybox: bytes, modules: Sequence[Module], release: str) -> 
         regular("etc/passwd", _PASSWD),
         regular("etc/group", _GROUP),
         regular("etc/serai/hostname", b"serai\n"),
+        regular("usr/lib/serai/reseed", program(), 0o755),
         *(regular(name, sources[source], mode) for name, (source, mode) in _SCRIPTS.items()),
         *module_files(modules, release),
     ]

@@ -7,7 +7,6 @@ waits for an interrupt, the process sleeps in the same poll. A second thread wou
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import select
 import socket
@@ -17,10 +16,11 @@ import traceback
 from collections.abc import Callable
 
 from serai.machine import protocol
-from serai.machine.errors import MachineError, ProtocolError
+from serai.machine.errors import ConfigurationError, MachineError, ProtocolError
 from serai.machine.frames import FrameLink
 from serai.machine.hart import ClockSource
 from serai.machine.machine import HartFactory, Machine, MachineExit
+from serai.machine.private_ram import Ram
 from serai.machine.protocol import Message
 from serai.machine.resizing import GuestView, Resizing, parse_view
 from serai.machine.survival import FAREWELL_SECONDS, Survival
@@ -53,7 +53,10 @@ class GuestProcess:
         make_hart: HartFactory,
         *,
         survival: Survival | None = None,
+        source: int | None = None,
     ) -> None:
+        self._source = source
+        self._ram: Ram | None = None
         self._survival = survival or Survival(None, 0.0)
         self._loaded = False
         self._expired = False
@@ -88,6 +91,8 @@ class GuestProcess:
             "stop_dirty": self._stop_dirty,
             "save": self._save,
             "restore": self._restore,
+            "complete_ram": self._complete_ram,
+            "identify": self._identify,
             "statistics": self._statistics,
             "trace": self._trace,
             "take_trace": self._take_trace,
@@ -330,8 +335,11 @@ class GuestProcess:
             raise ProtocolError("the machine has been configured already")
         config = protocol.config_from_fields(request.fields.get("config", {}))
         config.check()
-        ram = memoryview(mmap.mmap(self._ram_file, config.ram_bytes))
-        machine = Machine(config, ram, self._make_hart)
+        try:
+            self._ram = Ram(self._ram_file, config.ram_bytes, self._source)
+        except OSError as error:
+            raise ConfigurationError(str(error)) from None
+        machine = Machine(config, self._ram.view, self._make_hart)
         machine.console.line_received = self._line_received
         if len(self._frame_sockets) != len(machine.nets):
             raise ProtocolError(
@@ -371,6 +379,24 @@ class GuestProcess:
 
     def _stop_dirty(self, request: Message) -> Message:
         self._require_machine().stop_dirty_log()
+        return Message({})
+
+    def _complete_ram(self, request: Message) -> Message:
+        """A piece at a time, so that the guest is never stopped for long."""
+        self._require_machine()
+        assert self._ram is not None
+        try:
+            return Message({"remaining": self._ram.complete(int(request.fields["limit"]))})
+        except OSError as error:
+            raise ProtocolError(f"RAM cannot be completed: {error}") from None
+
+    def _identify(self, request: Message) -> Message:
+        """Tell a copied guest who it is; it says `ready` again when it has taken that on."""
+        machine = self._require_machine()
+        machine.ready_seconds = None
+        self._started_at = time.monotonic()
+        if not machine.console.send_line(f"{protocol.HOST_CHANNEL_IDENTITY} {request.fields['words']}"):
+            raise ProtocolError("the guest does not read its host channel")
         return Message({})
 
     def _save(self, request: Message) -> Message:
@@ -533,6 +559,7 @@ def run(
     *,
     listener: int | None = None,
     orphan_seconds: float = 0.0,
+    source: int | None = None,
 ) -> None:
     """Be a guest process on these file descriptors, to the end; with `listener`, past the agent's end."""
     with contextlib.ExitStack() as stack:
@@ -540,6 +567,8 @@ def run(
         sockets = [socket.socket(fileno=number) for number in (control, console, *frames)]
         door = None if listener is None else stack.enter_context(socket.socket(fileno=listener))
         survival = Survival(door, orphan_seconds)
-        process = GuestProcess(ram_file, sockets[0], sockets[1], sockets[2:], make_hart, survival=survival)
+        process = GuestProcess(
+            ram_file, sockets[0], sockets[1], sockets[2:], make_hart, survival=survival, source=source
+        )
         stack.callback(process.close)
         process.serve()

@@ -25,6 +25,8 @@ statistics      -                                          instructions, cpu_sec
 trace           count, low, high, steps                    - see serai.machine.trace
 take_trace      -                                          finished, steps; payload: records
 stop_trace      -                                          -
+complete_ram    limit                                      remaining: bytes of RAM that only the process sees
+identify        words                                      - sends `identity WORDS` over the host channel
 power_off       -                                          - asks the guest over the host channel
 resize          vcpus, memory_bytes                        - asks the guest; the event `resized` follows
 stop            -                                          - and the process ends
@@ -48,8 +50,9 @@ length in four bytes; no virtio header.
 
 **Zygote socket** (Unix seqpacket). It says `{"ready": version}` once it is warm. Requests are JSON with the
 file descriptors of RAM, control, console and frames as ancillary data: `{"fork": n}`, n the number of frame
-sockets; with `"orphan_seconds": s`, the listening socket comes last. Answers: `{"pid": p}` with a pidfd, or
-`{"error": text}`; and, when a guest process ends, `{"exited": p, "status": s}` (a wait status).
+sockets; with `"orphan_seconds": s`, the listening socket follows, with `"source": true` the file that RAM
+begins as (see `serai.machine.private_ram`). Answers: `{"pid": p}` with a pidfd, or `{"error": text}`; and,
+when a guest process ends, `{"exited": p, "status": s}` (a wait status).
 """
 
 from __future__ import annotations
@@ -80,6 +83,7 @@ BATCH_TARGET = 60_000
 HOST_CHANNEL_POWER_OFF = "poweroff"
 HOST_CHANNEL_READY = "ready"
 HOST_CHANNEL_SIZE = "size"
+HOST_CHANNEL_IDENTITY = "identity"
 
 _HEAD = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")

@@ -65,10 +65,11 @@ class Zygote:
         try:
             request = json.loads(data)
             orphan_seconds = float(request.get("orphan_seconds", 0))
-            expected = _FIXED_DESCRIPTORS + int(request["fork"]) + (orphan_seconds > 0)
+            has_source = bool(request.get("source"))
+            expected = _FIXED_DESCRIPTORS + int(request["fork"]) + (orphan_seconds > 0) + has_source
             if len(descriptors) != expected:
                 raise ValueError(f"{len(descriptors)} descriptors instead of {expected}")
-            self._fork(descriptors, orphan_seconds)
+            self._fork(descriptors, orphan_seconds, has_source)
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._answer({"error": f"the guest's process cannot be started: {error}"})
         finally:
@@ -76,10 +77,10 @@ class Zygote:
                 os.close(descriptor)
         return True
 
-    def _fork(self, descriptors: list[int], orphan_seconds: float) -> None:
+    def _fork(self, descriptors: list[int], orphan_seconds: float, has_source: bool) -> None:
         pid = os.fork()
         if pid == 0:
-            _become_guest(descriptors, orphan_seconds)
+            _become_guest(descriptors, orphan_seconds, has_source)
         pidfd = os.pidfd_open(pid)
         try:
             self._children[pid] = pid
@@ -107,7 +108,7 @@ class Zygote:
             self._link.sendmsg([json.dumps(fields).encode()], ancillary)
 
 
-def _become_guest(descriptors: list[int], orphan_seconds: float) -> None:
+def _become_guest(descriptors: list[int], orphan_seconds: float, has_source: bool) -> None:
     """The child's side of the fork; never returns."""
     status = 1
     try:
@@ -115,10 +116,18 @@ def _become_guest(descriptors: list[int], orphan_seconds: float) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         kept = _renumber(descriptors)
         confine("serai-guest")
+        source = kept.pop() if has_source else None
         listener = kept.pop() if orphan_seconds > 0 else None
         ram, control, console, *frames = kept
         process.run(
-            ram, control, console, frames, make_hart, listener=listener, orphan_seconds=orphan_seconds
+            ram,
+            control,
+            console,
+            frames,
+            make_hart,
+            listener=listener,
+            orphan_seconds=orphan_seconds,
+            source=source,
         )
         status = 0
     except BaseException:
