@@ -177,7 +177,7 @@ async def test_a_full_disk_leaves_nothing(node: Side, monkeypatch: pytest.Monkey
         return real(descriptor, content, offset)
 
     node.guest.run(100)
-    monkeypatch.setattr(snapshot_store.os, "pwrite", short_of_room)
+    monkeypatch.setattr(os, "pwrite", short_of_room)
     with pytest.raises(CapacityError, match="does not fit"):
         await take(node)
     assert os.listdir(folder(node)) == []  # noqa: PTH208

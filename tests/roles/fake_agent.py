@@ -10,6 +10,9 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
 
+from tests.roles.fake_snapshots import METHODS as SNAPSHOT_METHODS
+from tests.roles.fake_snapshots import FakeSnapshots
+
 from serai.errors import (
     AlreadyExistsError,
     ForbiddenError,
@@ -20,7 +23,7 @@ from serai.errors import (
 )
 from serai.v1 import guest_pb2, link_pb2, migration_pb2, node_pb2
 from serai.v1.guest_pb2 import Guest
-from serai.v1.guest_pb2_grpc import GuestServiceServicer, add_GuestServiceServicer_to_server
+from serai.v1.guest_pb2_grpc import add_GuestServiceServicer_to_server
 from serai.v1.link_pb2_grpc import SegmentServiceServicer, add_SegmentServiceServicer_to_server
 from serai.v1.migration_pb2 import Migration
 from serai.v1.migration_pb2_grpc import MigrationServiceServicer, add_MigrationServiceServicer_to_server
@@ -35,7 +38,7 @@ PHASES = ("prepare", "stream", "freeze", "hand-over", "resume", "drain", "releas
 
 
 class FakeAgent(
-    GuestServiceServicer,
+    FakeSnapshots,
     SegmentServiceServicer,
     NodeServiceServicer,
     MigrationServiceServicer,
@@ -50,6 +53,7 @@ class FakeAgent(
         self.capacity = NodeResources(vcpus=vcpus, memory_bytes=memory_bytes)
         self.guests: dict[str, Guest] = {}
         self.segments: dict[str, link_pb2.Segment] = {}
+        self.snapshots: dict[str, guest_pb2.Snapshot] = {}
         self.permits: dict[bytes, migration_pb2.PermitArrivalRequest] = {}
         self.migrations: dict[str, Migration] = {}
         self.fail: dict[str, SeraiError] = {}
@@ -70,7 +74,7 @@ class FakeAgent(
                 add_GuestServiceServicer_to_server,
                 "GuestService",
                 "CreateGuest StartGuest StopGuest DeleteGuest GetGuest ListGuests WatchGuests"
-                " GetGuestStatistics TraceGuest AttachConsole",
+                f" GetGuestStatistics TraceGuest AttachConsole {SNAPSHOT_METHODS}",
             ),
             (
                 add_SegmentServiceServicer_to_server,
