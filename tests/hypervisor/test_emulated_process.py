@@ -63,9 +63,10 @@ class ThreadZygote:
         self.threads: list[threading.Thread] = []
 
     async def fork(
-        self, descriptors: list[int], interfaces: int, *, orphan_seconds: float = 0.0
+        self, descriptors: list[int], interfaces: int, *, orphan_seconds: float = 0.0, source: bool = False
     ) -> ChildProcess:
         assert orphan_seconds == 0, "a thread cannot outlive its agent"
+        assert not source
         assert len(descriptors) == 3 + interfaces
         child = ThreadChild(len(self.threads) + 1, socket.socket(fileno=os.dup(descriptors[1])))
         ram, control, console, *frames = [os.dup(descriptor) for descriptor in descriptors]
