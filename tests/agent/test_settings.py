@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from pathlib import Path
@@ -105,9 +106,8 @@ def test_a_full_disk_is_said_and_changes_nothing(tmp_path: Path, monkeypatch: py
         assert [record.uid for record in records.all()] == ["u"]
         records._database.execute("PRAGMA max_page_count = 1000000")
         records.own("v", 1, b"guest")
-    assert sqlite3.connect(tmp_path / "records.sqlite").execute("SELECT count(*) FROM guest").fetchone() == (
-        2,
-    )
+    with contextlib.closing(sqlite3.connect(tmp_path / "records.sqlite")) as database:
+        assert database.execute("SELECT count(*) FROM guest").fetchone() == (2,)
 
 
 def test_every_setting_is_in_the_manual() -> None:
