@@ -19,6 +19,6 @@ def test_show_and_list(tmp_path: Path) -> None:
 
 def test_unknown_instruction(tmp_path: Path) -> None:
     result = serai(tmp_path, "isa", "show", "vmlaunch")
-    assert result.returncode == 5
+    assert result.returncode == 3
     assert "vmlaunch" in result.stderr
     assert "serai isa list" in result.stderr

@@ -1,13 +1,14 @@
-"""Classes of instructions after Popek and Goldberg (1974), found by executing every instruction in U, S and M.
+"""Classes of instructions after Popek and Goldberg (1974): every instruction is executed in U, S and M.
 
-*Privileged*: traps in user mode and does not in machine mode. *Control-sensitive*: changes the configuration of
-resources (mode, translation, interrupts, protection). *Behaviour-sensitive*: what it does depends on the mode or
-on that configuration. *Innocuous*: neither. A virtual machine monitor that runs all of the guest in user mode can
-be built if every sensitive instruction traps there (theorem 1).
+*Privileged*: traps in user mode and does not in machine mode. *Control-sensitive*: changes the
+configuration of resources (mode, translation, interrupts, protection). *Behaviour-sensitive*: what it does
+depends on the mode or on that configuration. *Innocuous*: neither. A virtual machine monitor that runs all
+of the guest in user mode can be built if every sensitive instruction traps there (theorem 1).
 
-Every experiment starts from the same state but for the mode; a second series also changes each control register
-in turn, which shows what depends on it. A static look at the semantics functions says the same from the text.
-Held constant, as ``docs/instruction-classes.md`` explains: address translation off, floating-point unit on.
+Every experiment starts from the same state but for the mode; a second series also changes each control
+register in turn, which shows what depends on it. A static look at the semantics functions says the same
+from the text. Held constant, as ``docs/instruction-classes.md`` explains: address translation off,
+floating-point unit on.
 """
 
 from __future__ import annotations
@@ -250,32 +251,11 @@ def condition_holds(classes: list[InstructionClass]) -> bool:
 
 
 _CONTROL_FIELDS: Final = frozenset(
-    [
-        "privilege",
-        "mstatus",
-        "mie",
-        "mip",
-        "medeleg",
-        "mideleg",
-        "mtvec",
-        "mepc",
-        "mcause",
-        "mtval",
-        "mscratch",
-        "mcounteren",
-        "menvcfg",
-        "stvec",
-        "sepc",
-        "scause",
-        "stval",
-        "sscratch",
-        "scounteren",
-        "senvcfg",
-        "satp",
-        "stimecmp",
-        "pmpcfg",
-        "pmpaddr",
-    ]
+    (
+        *("privilege", "mstatus", "mie", "mip", "medeleg", "mideleg", "mtvec", "mepc", "mcause", "mtval"),
+        *("mscratch", "mcounteren", "menvcfg", "stvec", "sepc", "scause", "stval", "sscratch"),
+        *("scounteren", "senvcfg", "satp", "stimecmp", "pmpcfg", "pmpaddr"),
+    )
 )
 _FLUSHES: Final = {"flush_all", "flush_page"}
 

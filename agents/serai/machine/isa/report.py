@@ -1,5 +1,6 @@
 """The page ``docs/instruction-classes.md``, made from the experiments of `serai.machine.isa.classes`."""
 
+# ruff: noqa: E501 - a page with a table
 from __future__ import annotations
 
 from collections import Counter
