@@ -139,7 +139,7 @@ def main() -> None:
         print(json.dumps(report["gap"], indent=1), flush=True)
     if "hidden" not in options.skip:
         instances = [Instance.load(file) for file in files]
-        report["hidden_topology"] = measure_hidden(instances, requests=options.requests or 300)
+        report["hidden_topology"] = measure_hidden(instances, requests=options.requests or 200)
         print(json.dumps(report["hidden_topology"], indent=1), flush=True)
     save()
 
