@@ -74,7 +74,7 @@ class FakeAgent(
                 add_GuestServiceServicer_to_server,
                 "GuestService",
                 "CreateGuest StartGuest StopGuest DeleteGuest GetGuest ListGuests WatchGuests"
-                f" GetGuestStatistics TraceGuest AttachConsole {SNAPSHOT_METHODS}",
+                f" GetGuestStatistics TraceGuest ResizeGuest AttachConsole {SNAPSHOT_METHODS}",
             ),
             (
                 add_SegmentServiceServicer_to_server,
@@ -207,6 +207,13 @@ class FakeAgent(
         self, request: guest_pb2.ListGuestsRequest, context: Any
     ) -> guest_pb2.ListGuestsResponse:
         return guest_pb2.ListGuestsResponse(guests=self.guests.values())
+
+    async def ResizeGuest(self, request: guest_pb2.ResizeGuestRequest, context: Any) -> guest_pb2.GuestSize:
+        await self._begin("ResizeGuest")
+        spec = self.guests[request.name].spec
+        spec.vcpus, spec.memory_bytes = request.vcpus, request.memory_bytes
+        self.changed()
+        return guest_pb2.GuestSize(vcpus=spec.vcpus, memory_bytes=spec.memory_bytes, guest_vcpus=spec.vcpus)
 
     async def GetGuestStatistics(
         self, request: guest_pb2.GetGuestRequest, context: Any

@@ -12,6 +12,7 @@ class Image:
     initramfs: Path
     name: str = "debian"
     command_line: str = ""
+    resizable: bool = True
 
 
 class AnyImage:

@@ -38,6 +38,22 @@ class Capacity:
         self._check("bytes of memory", demand.memory_bytes, self.total.memory_bytes - used.memory_bytes)
         self._promises[key] = demand
 
+    def change(self, key: str, demand: Demand) -> None:
+        """Promise more or less than before; CapacityError names what is short, and nothing has changed."""
+        old = self._promises.get(key, Demand(0, 0))
+        used = self.allocated
+        for resource, more, left in (
+            ("vCPUs", demand.vcpus - old.vcpus, self.total.vcpus - used.vcpus),
+            (
+                "bytes of memory",
+                demand.memory_bytes - old.memory_bytes,
+                self.total.memory_bytes - used.memory_bytes,
+            ),
+        ):
+            if more > 0:
+                self._check(resource, more, left)
+        self._promises[key] = demand
+
     def release(self, key: str) -> None:
         """Take the promise back; nothing happens when there is none."""
         self._promises.pop(key, None)

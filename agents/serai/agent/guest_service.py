@@ -109,6 +109,9 @@ class GuestService(SnapshotMethods):
             boot_seconds=counters.ready_seconds or 0.0,
             exits=counters.exits,
             events=counters.events,
+            vcpus=counters.vcpus,
+            memory_bytes=counters.memory_bytes,
+            balloon=counters.balloon,
             costs={
                 cause: guest_pb2.EventCost(events=events, nanoseconds=spent)
                 for cause, (events, spent) in counters.costs.items()
@@ -132,6 +135,10 @@ class GuestService(SnapshotMethods):
                 finished=piece.finished,
                 reason=f"{recorded} instructions traced" if piece.finished else "",
             )
+
+    async def ResizeGuest(self, request: guest_pb2.ResizeGuestRequest, context: Any) -> guest_pb2.GuestSize:
+        """Change its size while it runs."""
+        return await self._guests.resize(_checked(request.name), request.vcpus, request.memory_bytes)
 
     async def AttachConsole(
         self, requests: AsyncIterator[guest_pb2.ConsoleInput], context: Any

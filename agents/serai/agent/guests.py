@@ -14,7 +14,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from serai.agent.capacity import Capacity, Demand
 from serai.agent.inventory import Hosted, Inventory, Presence
 from serai.agent.records import Holding, Record, Records
-from serai.agent.spec import ImageSource, build_config, check_guest_id, check_spec, demand_of, guest_name
+from serai.agent.sizes import check_growth, note_size, refusal, same_but_size
+from serai.agent.spec import (
+    ImageSource,
+    build_config,
+    check_guest_id,
+    check_spec,
+    demand_of,
+    guest_name,
+    with_limits,
+)
 from serai.agent.tasks import TaskSet
 from serai.errors import CapacityError, InvalidInputError, SeraiError, StateError
 from serai.hypervisor.driver import Driver, GuestState
@@ -25,6 +34,7 @@ from serai.v1 import guest_pb2
 log = logging.getLogger(__name__)
 
 _LIVING = (GuestState.RUNNING, GuestState.PAUSED)
+_RESIZE_SECONDS = 30.0
 _AGENT_ENDED = "the agent ended while the guest ran, and the guest with it"
 
 
@@ -162,6 +172,7 @@ class Guests:
         """
         check_guest_id(guest_id)
         check_spec(spec)
+        spec = with_limits(spec, self._images)
         if not request_id:
             return await self._create(guest_id, spec, start, request_id)
         earlier = self._inventory.find(self._requests.get(request_id, ""))
@@ -171,7 +182,7 @@ class Guests:
             self._creations[request_id] = task
             task.add_done_callback(lambda _: self._creations.pop(request_id, None))
         hosted = earlier if earlier is not None else await asyncio.shield(self._creations[request_id])
-        if hosted.name != guest_name(guest_id) or hosted.facts.spec != spec:
+        if hosted.name != guest_name(guest_id) or not same_but_size(hosted.facts.spec, spec):
             raise InvalidInputError(
                 f"request_id {request_id!r} was used for another guest, {hosted.name}",
                 hint="use a new request_id for a new guest",
@@ -263,6 +274,66 @@ class Guests:
                 await hosted.machine.stop(grace_seconds=grace_seconds)
                 log.info("stopped %s", hosted.name, extra={"guest": hosted.uid})
         return hosted
+
+    async def resize(self, name: str, vcpus: int, memory_bytes: int) -> guest_pb2.GuestSize:
+        """Change a guest's size, 0 for what stays; returns when the guest confirms it.
+
+        Raises StateError, CapacityError naming what is short. What grows is reserved first; a guest that does
+        not do as asked keeps the size it had.
+        """
+        hosted = self._inventory.get(name)
+        async with hosted.lock:
+            self.expect_mine(hosted, "resize")
+            spec = hosted.facts.spec
+            wanted = Demand(vcpus or spec.vcpus, memory_bytes or spec.memory_bytes)
+            if hosted.state is GuestState.RUNNING:
+                size = await self._resize_running(hosted, wanted)
+            elif hosted.machine is None or hosted.state in (GuestState.STOPPED, GuestState.FAILED):
+                self._capacity.change(hosted.uid, wanted)
+                size = guest_pb2.GuestSize()
+            else:
+                raise StateError(
+                    f"{name} is {hosted.state.value}", hint="resize it while it runs, or stopped"
+                )
+            note_size(spec, wanted)
+            size.vcpus, size.memory_bytes = spec.vcpus, spec.memory_bytes
+            size.maximum_vcpus, size.maximum_memory_bytes = spec.maximum_vcpus, spec.maximum_memory_bytes
+            self._inventory.changed(hosted)
+            await asyncio.to_thread(self._records.update, hosted.uid, hosted.describe().SerializeToString())
+        log.info("resized %s", name, extra={"guest": hosted.uid, "vcpus": size.vcpus})
+        return size
+
+    async def _resize_running(self, hosted: Hosted, wanted: Demand) -> guest_pb2.GuestSize:
+        spec, machine = hosted.facts.spec, hosted.machine
+        assert machine is not None
+        check_growth(hosted.name, spec, wanted)
+        if not hosted.facts.ready:
+            raise StateError(f"{hosted.name} is still starting up", hint="wait until it is ready")
+        old = demand_of(spec)
+        more = Demand(max(old.vcpus, wanted.vcpus), max(old.memory_bytes, wanted.memory_bytes))
+        self._capacity.change(hosted.uid, more)
+        try:
+            view = await machine.resize(
+                vcpus=wanted.vcpus, memory_bytes=wanted.memory_bytes, timeout_seconds=_RESIZE_SECONDS
+            )
+        except TimeoutError:
+            reached = await machine.statistics()
+            # What it has by now is its own until it has given it back.
+            held = Demand(
+                min(max(old.vcpus, reached.vcpus), more.vcpus),
+                min(max(old.memory_bytes, reached.memory_bytes), more.memory_bytes),
+            )
+            self._capacity.change(hosted.uid, held)
+            raise refusal(hosted.name, wanted, reached.vcpus, reached.memory_bytes, _RESIZE_SECONDS) from None
+        except BaseException:
+            self._capacity.change(hosted.uid, old)
+            raise
+        self._capacity.change(hosted.uid, wanted)
+        return guest_pb2.GuestSize(
+            guest_vcpus=view.vcpus,
+            guest_memory_bytes=view.memory_total,
+            guest_free_bytes=view.memory_free,
+        )
 
     async def delete(self, hosted: Hosted) -> None:
         """End a guest whatever its state and forget it; StateError while it is being moved."""

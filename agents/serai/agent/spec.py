@@ -16,6 +16,11 @@ from serai.v1 import guest_pb2
 _GUEST_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _INTERFACE = re.compile(r"[a-z][a-z0-9]{0,14}")
 _MAX_INTERFACES = 16
+GROWN_VCPUS = 8
+"""To how many vCPUs a guest can grow that does not say so itself."""
+
+GROWN_MEMORY = 4
+"""And to how many times its memory."""
 FIRMWARE_IMAGE = "opensbi"
 """The image whose kernel is the firmware of guests in mode full (`serai.images.build_opensbi`)."""
 
@@ -40,6 +45,10 @@ class ImageFiles(Protocol):
     @property
     def command_line(self) -> str:
         """The image's own kernel arguments."""
+
+    @property
+    def resizable(self) -> bool:
+        """Whether its guests have a balloon and obey what the host channel says of vCPUs."""
 
 
 class ImageSource(Protocol):
@@ -80,6 +89,10 @@ def check_spec(spec: guest_pb2.GuestSpec) -> None:
     """Raise InvalidInputError naming the first field that can never be right."""
     if not spec.vcpus:
         raise _wrong("vcpus", "is 0", "a guest needs at least one")
+    if spec.maximum_memory_bytes % PAGE_SIZE:
+        raise _wrong(
+            "maximum_memory_bytes", f"is {spec.maximum_memory_bytes}", f"give a multiple of {PAGE_SIZE}"
+        )
     if not spec.memory_bytes or spec.memory_bytes % PAGE_SIZE:
         raise _wrong("memory_bytes", f"is {spec.memory_bytes}", f"give a multiple of {PAGE_SIZE}")
     if spec.mode not in guest_pb2.GuestSpec.Mode.values():
@@ -87,6 +100,22 @@ def check_spec(spec: guest_pb2.GuestSpec) -> None:
     _check_interfaces(spec)
     for file in spec.files:
         _check_file(file)
+
+
+def with_limits(spec: guest_pb2.GuestSpec, images: ImageSource) -> guest_pb2.GuestSpec:
+    """`spec` with how far the guest can grow, chosen here unless it says so itself.
+
+    More memory than at first costs a guest a 64th of what it may grow to (Linux's page descriptors) and the
+    time to inflate its balloon, so only images that are known to take part are given room to grow.
+    """
+    complete = guest_pb2.GuestSpec()
+    complete.CopyFrom(spec)
+    grows = bool(spec.image) and spec.mode != guest_pb2.GuestSpec.FULL and images.get(spec.image).resizable
+    vcpus = spec.maximum_vcpus or (GROWN_VCPUS if grows else 0)
+    memory = spec.maximum_memory_bytes or (GROWN_MEMORY * spec.memory_bytes if grows else 0)
+    complete.maximum_vcpus = max(vcpus, spec.vcpus)
+    complete.maximum_memory_bytes = max(memory, spec.memory_bytes)
+    return complete
 
 
 def demand_of(spec: guest_pb2.GuestSpec) -> Demand:
@@ -111,6 +140,8 @@ def build_config(uid: str, spec: guest_pb2.GuestSpec, images: ImageSource | None
         uid=uid,
         memory_bytes=spec.memory_bytes,
         vcpus=spec.vcpus,
+        maximum_vcpus=spec.maximum_vcpus,
+        maximum_memory_bytes=spec.maximum_memory_bytes,
         kernel=kernel,
         initramfs=initramfs,
         command_line=command_line,

@@ -72,6 +72,7 @@ class DiskConfig:
 class GuestConfig:
     """All that is needed to build a guest; paths name files on this node.
 
+    The guest runs with `vcpus` and `memory_bytes` and can be resized up to the maxima (0: not at all).
     `extra_files` (guest path -> (mode, content)) reach the guest as a cpio appended to the initramfs.
     """
 
@@ -85,6 +86,14 @@ class GuestConfig:
     disks: tuple[DiskConfig, ...] = ()
     extra_files: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     clock: Clock = Clock.REAL
+    maximum_vcpus: int = 0
+    maximum_memory_bytes: int = 0
+
+    @property
+    def ram_bytes(self) -> int:
+        """RAM of the machine, of which a balloon takes what is more than `memory_bytes`."""
+        return max(self.memory_bytes, self.maximum_memory_bytes)
+
     mode: Mode = Mode.PARAVIRTUAL
     firmware: Path | None = None
 
@@ -106,6 +115,18 @@ class GuestStatistics:
     kernel_release: str = ""
     events: dict[str, int] = field(default_factory=dict)
     costs: dict[str, tuple[int, int]] = field(default_factory=dict)
+    vcpus: int = 0
+    memory_bytes: int = 0
+    balloon: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GuestView:
+    """A guest's size as the guest itself reports it: processors online, total and free memory in bytes."""
+
+    vcpus: int
+    memory_total: int
+    memory_free: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +179,7 @@ class Guest(abc.ABC):
     @property
     @abc.abstractmethod
     def ram(self) -> memoryview:
-        """The guest's RAM, shared with its process (writable, `memory_bytes` long)."""
+        """The guest's RAM, shared with its process (writable, `ram_bytes` of the configuration long)."""
 
     @property
     @abc.abstractmethod
@@ -192,6 +213,14 @@ class Guest(abc.ABC):
         full speed, as it does when the iterator is closed. Raises HypervisorError where a back end cannot.
         """
         raise HypervisorError(f"guest {self.uid}: this back end cannot trace instructions")
+
+    @abc.abstractmethod
+    async def resize(self, *, vcpus: int, memory_bytes: int, timeout_seconds: float) -> GuestView:
+        """Change a RUNNING guest's size; returns when the guest has confirmed it.
+
+        Raises HypervisorError for what the machine cannot have, and TimeoutError when the guest has not done
+        it in time: it has then been asked to go back to the size before, and may be anywhere in between.
+        """
 
     @abc.abstractmethod
     def subscribe(self, listener: Callable[[Guest], None]) -> Callable[[], None]:

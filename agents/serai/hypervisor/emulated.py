@@ -26,6 +26,7 @@ from serai.hypervisor.driver import (
     GuestConfig,
     GuestState,
     GuestStatistics,
+    GuestView,
     TracePiece,
 )
 from serai.hypervisor.guest_link import GuestLink
@@ -77,13 +78,14 @@ class EmulatedGuest(BaseGuest):
         self._console_input = bytearray()
         self._statistics = GuestStatistics(0, 0.0, None, {})
         self._ended = asyncio.Event()
+        self._resized: asyncio.Future[GuestView] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._ram_file = ram_file
         if ram_file < 0:
             self._ram_file = os.memfd_create(f"serai-{config.uid}"[:200], os.MFD_CLOEXEC)
-            os.ftruncate(self._ram_file, config.memory_bytes)
-        self._memory = mmap.mmap(self._ram_file, config.memory_bytes)
+            os.ftruncate(self._ram_file, config.ram_bytes)
+        self._memory = mmap.mmap(self._ram_file, config.ram_bytes)
         self._view = memoryview(self._memory)
 
     # Building.
@@ -171,6 +173,8 @@ class EmulatedGuest(BaseGuest):
         match fields.get("event"):
             case "ready":
                 self._notify()
+            case "resized":
+                self._size_confirmed(GuestView(*fields["view"]))
             case "stopped":
                 self._set_state(GuestState.STOPPED, str(fields["reason"]))
             case "fault":
@@ -227,6 +231,27 @@ class EmulatedGuest(BaseGuest):
         self._set_state(GuestState.STOPPED, "stopped")
         await self._end_process()
 
+    async def resize(self, *, vcpus: int, memory_bytes: int, timeout_seconds: float) -> GuestView:
+        """See `Guest.resize`."""
+        self._expect("resize", GuestState.RUNNING)
+        before = await self.statistics()
+        confirmed: asyncio.Future[GuestView] = self._loop.create_future()
+        self._resized = confirmed
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._request("resize", vcpus=vcpus, memory_bytes=memory_bytes)
+                return await confirmed
+        except TimeoutError:
+            with contextlib.suppress(HypervisorError):
+                await self._request("resize", vcpus=before.vcpus, memory_bytes=before.memory_bytes)
+            raise
+        finally:
+            self._resized = None
+
+    def _size_confirmed(self, view: GuestView) -> None:
+        if self._resized is not None and not self._resized.done():
+            self._resized.set_result(view)
+
     async def _remember_statistics(self) -> None:
         if self._link is not None and self.state not in _ENDED:
             with contextlib.suppress(HypervisorError, TimeoutError):
@@ -260,6 +285,9 @@ class EmulatedGuest(BaseGuest):
             kernel_release=fields["kernel_release"],
             events=fields["events"],
             costs={cause: (events, spent) for cause, (events, spent) in fields["costs"].items()},
+            vcpus=fields["vcpus"],
+            memory_bytes=fields["memory_bytes"],
+            balloon=fields["balloon"],
         )
 
     async def trace(self, *, count: int, low: int, high: int, steps: int) -> AsyncGenerator[TracePiece, None]:
@@ -447,7 +475,7 @@ class EmulatedDriver(Driver):
             guest = EmulatedGuest(self, config, incoming=incoming, source=source)
         except OSError as error:
             raise HypervisorError(
-                f"guest {config.uid}: {config.memory_bytes} bytes of RAM cannot be had: {error.strerror}"
+                f"guest {config.uid}: {config.ram_bytes} bytes of RAM cannot be had: {error.strerror}"
             ) from None
         self.guests[config.uid] = guest
         try:
@@ -503,6 +531,8 @@ def machine_config(config: GuestConfig) -> MachineConfig:
     return MachineConfig(
         memory_bytes=config.memory_bytes,
         vcpus=config.vcpus,
+        maximum_vcpus=config.maximum_vcpus,
+        maximum_memory_bytes=config.maximum_memory_bytes,
         kernel=config.kernel,
         initramfs=config.initramfs,
         command_line=config.command_line,

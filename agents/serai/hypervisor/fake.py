@@ -33,6 +33,7 @@ from serai.hypervisor.driver import (
     GuestConfig,
     GuestState,
     GuestStatistics,
+    GuestView,
 )
 
 QUEUE_FRAMES = 1024
@@ -83,12 +84,13 @@ class FakeGuest(BaseGuest):
         super().__init__(config)
         self._driver = driver
         self._incoming = incoming
-        self._memory = mmap.mmap(-1, config.memory_bytes)
+        self._memory = mmap.mmap(-1, config.ram_bytes)
         self._view = memoryview(self._memory)
         self._ports = {interface.name: FakePort(self, interface.name) for interface in config.interfaces}
         self._random = random.Random(config.uid)
         self._dirty: set[int] | None = None
         self._steps = 0
+        self._size = (config.vcpus, config.memory_bytes)
         self._started_at = 0.0
         self._ready_seconds: float | None = None
         self._exits: dict[str, int] = {}
@@ -150,7 +152,7 @@ class FakeGuest(BaseGuest):
     @property
     def pages(self) -> int:
         """Pages of RAM."""
-        return self.config.memory_bytes // PAGE_SIZE
+        return self.config.ram_bytes // PAGE_SIZE
 
     @property
     def steps(self) -> int:
@@ -218,7 +220,16 @@ class FakeGuest(BaseGuest):
             ready_seconds=self._ready_seconds,
             exits=dict(self._exits),
             kernel_release=KERNEL_RELEASE if self._ready_seconds is not None else "",
+            vcpus=self._size[0],
+            memory_bytes=self._size[1],
         )
+
+    async def resize(self, *, vcpus: int, memory_bytes: int, timeout_seconds: float) -> GuestView:
+        """See `Guest.resize`; a fake obeys at once and has a tenth of its memory in use."""
+        self._expect("resize", GuestState.RUNNING)
+        self._driver.check("resize")
+        self._size = (vcpus, memory_bytes)
+        return GuestView(vcpus, memory_bytes, memory_bytes * 9 // 10)
 
     def write_console(self, data: bytes) -> None:
         """The guest keeps what was typed in `typed` and echoes it."""

@@ -113,6 +113,11 @@ class Image:
         return self.manifest.command_line
 
     @property
+    def resizable(self) -> bool:
+        """Whether guests of it have Serai's host channel and a balloon: all that Serai makes of packages."""
+        return bool(self.manifest.recipe) and self.manifest.initramfs.size > 0
+
+    @property
     def kernel_release(self) -> str:
         """What ``uname -r`` says in the guest."""
         return self.manifest.kernel_release

@@ -47,8 +47,10 @@ class Resizing:
         machine.balloon.changed = self._balloon_changed
 
     def begin(self, vcpus: int, memory_bytes: int) -> None:
-        """Ask the guest. Raises ConfigurationError for what the machine cannot have, MachineError when the guest
-        does not read what it is told.
+        """Ask the guest.
+
+        Raises ConfigurationError for what the machine cannot have, MachineError when the guest does not read
+        what it is told.
         """
         machine = self._machine
         started = machine.harts.started

@@ -18,7 +18,7 @@ PIP_ACCESS: AccessTable = {
         "InfrastructureService",
         "GetAdvertisement AllocateSlice ProvisionSlice UpdateSlice GetSlice ListSlices WatchSlices"
         " ReleaseSlice StartSliceNode StopSliceNode GetSliceNodeStatistics TraceSliceNode"
-        " RelocateSliceNode DepartSliceNode",
+        " RelocateSliceNode DepartSliceNode ResizeSliceNode",
         Role.VNP,
         Role.ADMIN,
     ),
@@ -33,7 +33,7 @@ VNP_ACCESS: AccessTable = {
         "ProviderService",
         "CreateNetwork GetNetwork ListNetworks WatchNetworks DeleteNetwork StartNetworkNode StopNetworkNode"
         " DeleteNetworkNode GetNetworkNodeStatistics TraceNetworkNode MigrateNetworkNode"
-        " UpdateNetwork",
+        " UpdateNetwork ResizeNetworkNode",
         Role.VNO,
         Role.ADMIN,
     ),
@@ -46,7 +46,7 @@ VNO_ACCESS: AccessTable = {
         "OperatorService",
         "ValidateDescription CreateVnet GetVnet ListVnets WatchVnets DeleteVnet GetVnetNode StartVnetNode"
         " StopVnetNode DeleteVnetNode GetVnetNodeStatistics TraceVnetNode MigrateVnetNode"
-        " DiffVnet UpdateVnet",
+        " DiffVnet UpdateVnet ResizeVnetNode",
         Role.SP,
         Role.ADMIN,
     ),

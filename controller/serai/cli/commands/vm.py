@@ -27,17 +27,19 @@ from serai.cli.paging import collect
 from serai.cli.terminal import attach
 from serai.cli.trace import show_trace, trace_request
 from serai.errors import InvalidInputError, NotFoundError
-from serai.v1.guest_pb2 import Guest, GuestSpec
+from serai.v1.guest_pb2 import Guest, GuestSize, GuestSpec
 from serai.v1.operation_pb2 import MigrationReport
 from serai.v1.operator_pb2 import (
     ListVnetsRequest,
     MigrateVnetNodeRequest,
+    ResizeVnetNodeRequest,
     StopVnetNodeRequest,
     Vnet,
     VnetNode,
     VnetNodeRequest,
 )
 from serai.v1.operator_pb2_grpc import OperatorServiceStub
+from serai.vnet.units import MEMORY, ValueProblem
 from serai.wire.rpc import Channel
 
 app = group("Guests, named VNET/NODE (NODE alone where it is unique).")
@@ -177,6 +179,51 @@ def describe_migration(name: str, report: MigrationReport) -> str:
         f"vm/{name} migrated from {report.source_node} to {report.destination_node} in "
         f"{report.total_ms:.0f} ms: {report.rounds} rounds, {report.bytes_sent / 1e6:.1f} MB, "
         f"down {report.downtime_ms:.1f} ms"
+    )
+
+
+@app.command("resize")
+@asynchronous
+async def resize(
+    name: Name,
+    vcpus: Annotated[int, typer.Option("--vcpus", min=1, help="How many vCPUs.", show_default=False)] = 0,
+    memory: Annotated[
+        str,
+        typer.Option("--memory", metavar="SIZE", help="How much memory: 256MiB, 1GiB.", show_default=False),
+    ] = "",
+    output: Output = Format.TABLE,
+    cluster: Cluster = CLUSTER,
+) -> None:
+    """Change a guest's vCPUs and memory, up or down, while it runs; returns when the guest confirms it."""
+    memory_bytes = parse_memory(memory) if memory else 0
+    if not vcpus and not memory_bytes:
+        raise InvalidInputError("nothing to change", hint="give --vcpus N, --memory SIZE, or both")
+    async with Context.named(cluster).operator() as channel:
+        node = await find(channel, name)
+        request = ResizeVnetNodeRequest(name=node.name, vcpus=vcpus, memory_bytes=memory_bytes)
+        size = await OperatorServiceStub(channel).ResizeVnetNode(request, timeout=75.0)
+    if output is Format.TABLE:
+        stdout.print(describe_size(short_name(node), size))
+    else:
+        show_data(as_data(size), output)
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of a quantity as descriptions have them; InvalidInputError."""
+    try:
+        return MEMORY.parse(text)
+    except ValueProblem as problem:
+        raise InvalidInputError(f"--memory: {problem}", hint="write it like 256MiB or 1GiB") from None
+
+
+def describe_size(name: str, size: GuestSize) -> str:
+    """One sentence on a change of size, with what the guest says itself."""
+    text = f"vm/{name} resized to {size.vcpus} vCPUs and {binary_size(size.memory_bytes)}"
+    if not size.guest_vcpus:
+        return f"{text}; it starts with that"
+    return (
+        f"{text}; the guest sees {size.guest_vcpus} processors and {binary_size(size.guest_memory_bytes)}, "
+        f"of which {binary_size(size.guest_free_bytes)} are free"
     )
 
 

@@ -11,6 +11,7 @@ from serai.roles.ownership import check_owner, may_see, owned
 from serai.roles.paging import page
 from serai.roles.pip.moves import MIGRATION_STEPS, Moves
 from serai.roles.pip.records import NodePlacement, Presence, SliceRecord
+from serai.roles.pip.resize import resize_node
 from serai.roles.pip.slices import PROVISION_STEPS, Slices
 from serai.roles.pip.state import PipState
 from serai.roles.pip.substrate import free_substrate
@@ -21,6 +22,7 @@ from serai.v1.guest_pb2 import (
     ConsoleInput,
     ConsoleOutput,
     GetGuestRequest,
+    GuestSize,
     GuestStatistics,
     StartGuestRequest,
     StopGuestRequest,
@@ -40,6 +42,7 @@ from serai.v1.infrastructure_pb2 import (
     ProvisionSliceRequest,
     ReleaseSliceRequest,
     RelocateSliceNodeRequest,
+    ResizeSliceNodeRequest,
     Slice,
     SliceNode,
     SliceNodeRequest,
@@ -186,6 +189,11 @@ class InfrastructureServicer(InfrastructureServiceServicer):
         request.name = node.guest_name
         async for response in self._state.agents[node.node].guest_stub.TraceGuest(request):
             yield response
+
+    async def ResizeSliceNode(self, request: ResizeSliceNodeRequest, context: Any) -> GuestSize:
+        """See the contract."""
+        self._find_here(request.handle, context)
+        return await resize_node(self._state, request)
 
     async def RelocateSliceNode(self, request: RelocateSliceNodeRequest, context: Any) -> Operation:
         """See the contract."""

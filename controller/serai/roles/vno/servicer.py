@@ -18,6 +18,7 @@ from serai.v1.console_pb2_grpc import ConsoleServiceServicer
 from serai.v1.guest_pb2 import (
     ConsoleInput,
     ConsoleOutput,
+    GuestSize,
     GuestStatistics,
     TraceGuestRequest,
     TraceGuestResponse,
@@ -33,6 +34,7 @@ from serai.v1.operator_pb2 import (
     ListVnetsRequest,
     ListVnetsResponse,
     MigrateVnetNodeRequest,
+    ResizeVnetNodeRequest,
     StopVnetNodeRequest,
     UpdateVnetRequest,
     ValidateDescriptionRequest,
@@ -44,8 +46,11 @@ from serai.v1.operator_pb2 import (
     WatchVnetsResponse,
 )
 from serai.v1.operator_pb2_grpc import OperatorServiceServicer
-from serai.v1.provider_pb2 import NetworkNodeRequest, StopNetworkNodeRequest
+from serai.v1.provider_pb2 import NetworkNodeRequest, ResizeNetworkNodeRequest, StopNetworkNodeRequest
 from serai.wire.rpc import caller
+
+RESIZE_TIMEOUT_S = 65.0
+"""For the VNP's answer, longer than it waits for its provider."""
 
 _MOVE_STEPS = (
     "reserve", "prepare", "stream", "freeze", "hand-over", "resume", "drain", "release", "clean up"
@@ -206,6 +211,16 @@ class OperatorServicer(OperatorServiceServicer):
         request.name = await self._vnets.handle(record.name, node)
         async for response in self._state.upstream.provider.TraceNetworkNode(request):
             yield response
+
+    async def ResizeVnetNode(self, request: ResizeVnetNodeRequest, context: Any) -> GuestSize:
+        """See the contract."""
+        record, node = self._find_node(request.name, context)
+        handle = await self._vnets.handle(record.name, node)
+        size: GuestSize = await self._state.upstream.provider.ResizeNetworkNode(
+            ResizeNetworkNodeRequest(handle=handle, vcpus=request.vcpus, memory_bytes=request.memory_bytes),
+            timeout=RESIZE_TIMEOUT_S,
+        )
+        return size
 
     async def MigrateVnetNode(self, request: MigrateVnetNodeRequest, context: Any) -> Operation:
         """See the contract."""

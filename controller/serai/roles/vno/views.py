@@ -62,6 +62,8 @@ def view_node(record: VnetRecord, node: vnet.VirtualNode, there: NetworkNode | N
     )
     if there is None:
         return view
+    view.vcpus = there.vcpus or view.vcpus
+    view.memory_bytes = there.memory_bytes or view.memory_bytes
     view.state, view.ready = there.state, there.ready
     view.status_message, view.kernel_release = there.status_message, there.kernel_release
     view.provider, view.placement = there.provider, there.placement

@@ -25,7 +25,7 @@ from serai.roles.vnp.plan import (
 from serai.roles.vnp.providers import choose
 from serai.roles.vnp.records import NetworkRecord, NetworkState, NodeEntry
 from serai.roles.vnp.state import VnpState
-from serai.v1.guest_pb2 import Guest
+from serai.v1.guest_pb2 import Guest, GuestSize
 from serai.v1.infrastructure_pb2 import Advertisement, AllocateSliceRequest, Slice, UpdateSliceRequest
 from serai.v1.operation_pb2 import Operation, Step
 from serai.v1.provider_pb2 import CreateNetworkRequest
@@ -124,6 +124,15 @@ class Networks:
 
             await state.networks.update(name, forget)
             await self.release_empty(name)
+
+    async def note_size(self, name: str, node: str, size: GuestSize) -> None:
+        """A node has been resized: what it is moved with from now on."""
+
+        def enter(changed: NetworkRecord) -> None:
+            guest = changed.nodes[node].node.guest
+            guest.vcpus, guest.memory_bytes = size.vcpus, size.memory_bytes
+
+        await self._state.networks.update(name, enter)
 
     async def release_empty(self, name: str) -> None:
         """Give back slices in which nothing of the network is left."""

@@ -20,11 +20,12 @@ from serai.v1.console_pb2_grpc import ConsoleServiceServicer
 from serai.v1.guest_pb2 import (
     ConsoleInput,
     ConsoleOutput,
+    GuestSize,
     GuestStatistics,
     TraceGuestRequest,
     TraceGuestResponse,
 )
-from serai.v1.infrastructure_pb2 import SliceNodeRequest, StopSliceNodeRequest
+from serai.v1.infrastructure_pb2 import ResizeSliceNodeRequest, SliceNodeRequest, StopSliceNodeRequest
 from serai.v1.link_pb2 import CapturedFrame, CaptureFramesRequest
 from serai.v1.operation_pb2 import Operation
 from serai.v1.provider_pb2 import (
@@ -37,6 +38,7 @@ from serai.v1.provider_pb2 import (
     Network,
     NetworkNode,
     NetworkNodeRequest,
+    ResizeNetworkNodeRequest,
     StopNetworkNodeRequest,
     UpdateNetworkRequest,
     WatchNetworksRequest,
@@ -45,6 +47,9 @@ from serai.v1.provider_pb2 import (
 from serai.v1.provider_pb2_grpc import ProviderServiceServicer
 from serai.wire.identity import Identity
 from serai.wire.rpc import caller
+
+RESIZE_TIMEOUT_S = 55.0
+"""For the provider's answer, longer than it waits for its agent."""
 
 
 class ProviderServicer(ProviderServiceServicer):
@@ -182,6 +187,18 @@ class ProviderServicer(ProviderServiceServicer):
         request.name = entry.provider_handle
         async for response in provider.infrastructure.TraceSliceNode(request):
             yield response
+
+    async def ResizeNetworkNode(self, request: ResizeNetworkNodeRequest, context: Any) -> GuestSize:
+        """See the contract."""
+        record, entry, provider = self._find_node(request.handle, context)
+        size: GuestSize = await provider.infrastructure.ResizeSliceNode(
+            ResizeSliceNodeRequest(
+                handle=entry.provider_handle, vcpus=request.vcpus, memory_bytes=request.memory_bytes
+            ),
+            timeout=RESIZE_TIMEOUT_S,
+        )
+        await self._networks.note_size(record.name, entry.node.id, size)
+        return size
 
     async def MigrateNetworkNode(self, request: MigrateNetworkNodeRequest, context: Any) -> Operation:
         """See the contract."""

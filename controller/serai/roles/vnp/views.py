@@ -36,7 +36,12 @@ def view_network(record: NetworkRecord, providers: Mapping[str, Provider]) -> Ne
 
 def view_node(record: NetworkRecord, entry: NodeEntry, providers: Mapping[str, Provider]) -> NetworkNode:
     """A node with what its provider says of it."""
-    view = NetworkNode(id=entry.node.id, handle=entry.handle)
+    view = NetworkNode(
+        id=entry.node.id,
+        handle=entry.handle,
+        vcpus=entry.node.guest.vcpus,
+        memory_bytes=entry.node.guest.memory_bytes,
+    )
     provider = providers.get(entry.provider)
     if provider is None:
         return view
