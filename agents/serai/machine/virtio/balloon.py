@@ -1,9 +1,9 @@
 """Traditional memory balloon (VIRTIO 1.2, section 5.5): the guest lends pages to the host, and has them back.
 
 The guest boots with its largest memory; what it may use now is that less the balloon. Pages in the balloon
-are given back to the host at once and read as zero when the guest takes them out again. The driver has to tell
-first (VIRTIO_BALLOON_F_MUST_TELL_HOST), and must not deflate by itself when it runs out of memory: who counts
-on the size would be deceived (VIRTIO_BALLOON_F_DEFLATE_ON_OOM is not offered).
+are given back to the host at once and read as zero when the guest takes them out again. The driver has to
+tell first (VIRTIO_BALLOON_F_MUST_TELL_HOST), and must not deflate by itself when it runs out of memory: who
+counts on the size would be deceived (VIRTIO_BALLOON_F_DEFLATE_ON_OOM is not offered).
 """
 
 from __future__ import annotations

@@ -186,10 +186,9 @@ def describe_migration(name: str, report: MigrationReport) -> str:
 @asynchronous
 async def resize(
     name: Name,
-    vcpus: Annotated[int, typer.Option("--vcpus", min=1, help="How many vCPUs.", show_default=False)] = 0,
+    vcpus: Annotated[int | None, typer.Option("--vcpus", min=1, help="How many vCPUs.")] = None,
     memory: Annotated[
-        str,
-        typer.Option("--memory", metavar="SIZE", help="How much memory: 256MiB, 1GiB.", show_default=False),
+        str, typer.Option("--memory", metavar="SIZE", help="How much memory: 256MiB, 1GiB.")
     ] = "",
     output: Output = Format.TABLE,
     cluster: Cluster = CLUSTER,
@@ -200,7 +199,7 @@ async def resize(
         raise InvalidInputError("nothing to change", hint="give --vcpus N, --memory SIZE, or both")
     async with Context.named(cluster).operator() as channel:
         node = await find(channel, name)
-        request = ResizeVnetNodeRequest(name=node.name, vcpus=vcpus, memory_bytes=memory_bytes)
+        request = ResizeVnetNodeRequest(name=node.name, vcpus=vcpus or 0, memory_bytes=memory_bytes)
         size = await OperatorServiceStub(channel).ResizeVnetNode(request, timeout=75.0)
     if output is Format.TABLE:
         stdout.print(describe_size(short_name(node), size))
