@@ -251,6 +251,8 @@ class Core:
         self._machine = first._machine
         self._machine.append(self)
         self._awaits_stencils = first._awaits_stencils
+        shared = slice(layout.SHARED_FIRST, layout.SHARED_END)
+        self._words[shared] = first._words[shared]
         self._set("next_hart", first._get("next_hart"))
         first._set("next_hart", self._address)
 
