@@ -182,7 +182,7 @@ class Guests:
             self._creations[request_id] = task
             task.add_done_callback(lambda _: self._creations.pop(request_id, None))
         hosted = earlier if earlier is not None else await asyncio.shield(self._creations[request_id])
-        if hosted.name != guest_name(guest_id) or not same_but_size(hosted.facts.spec, spec):
+        if hosted.name != guest_name(guest_id) or not _asks_for(hosted, spec):
             raise InvalidInputError(
                 f"request_id {request_id!r} was used for another guest, {hosted.name}",
                 hint="use a new request_id for a new guest",
@@ -296,6 +296,7 @@ class Guests:
                     f"{name} is {hosted.state.value}", hint="resize it while it runs, or stopped"
                 )
             note_size(spec, wanted)
+            hosted.resized = True
             size.vcpus, size.memory_bytes = spec.vcpus, spec.memory_bytes
             size.maximum_vcpus, size.maximum_memory_bytes = spec.maximum_vcpus, spec.maximum_memory_bytes
             self._inventory.changed(hosted)
@@ -438,3 +439,10 @@ class Guests:
         hosted.facts.ready_time.CopyFrom(now())
         log.info("%s is ready", hosted.name, extra={"guest": hosted.uid, "kernel": kernel_release})
         self._inventory.changed(hosted)
+
+
+def _asks_for(hosted: Hosted, spec: guest_pb2.GuestSpec) -> bool:
+    """Whether `spec` is what this guest was asked for with; it may have been resized since."""
+    if hosted.resized:
+        return same_but_size(hosted.facts.spec, spec)
+    return hosted.facts.spec == spec

@@ -41,6 +41,8 @@ class Hosted:
         """Held while an operation changes the guest's life; taken in the order of arrival."""
         self.migration = ""
         """Name of the migration that moves it now."""
+        self.resized = False
+        """Its size is not any more the one it was created with."""
         self.unsubscribe: Callable[[], None] = lambda: None
 
     @property

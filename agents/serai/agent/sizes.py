@@ -10,26 +10,33 @@ _MIB = 1 << 20
 
 
 def note_size(spec: guest_pb2.GuestSpec, size: Demand) -> None:
-    """Enter the size that a guest has from now on; a stopped one can outgrow its limits."""
+    """Enter the size that a guest has from now on; what it could grow to before, it can again."""
+    limits = limit_of(spec)
     spec.vcpus, spec.memory_bytes = size.vcpus, size.memory_bytes
-    spec.maximum_vcpus = max(spec.maximum_vcpus, size.vcpus)
-    spec.maximum_memory_bytes = max(spec.maximum_memory_bytes, size.memory_bytes)
+    spec.maximum_vcpus = max(limits.vcpus, size.vcpus)
+    spec.maximum_memory_bytes = max(limits.memory_bytes, size.memory_bytes)
+
+
+def limit_of(spec: guest_pb2.GuestSpec) -> Demand:
+    """How far a guest can go while it runs."""
+    return Demand(max(spec.maximum_vcpus, spec.vcpus), max(spec.maximum_memory_bytes, spec.memory_bytes))
 
 
 def same_but_size(left: guest_pb2.GuestSpec, right: guest_pb2.GuestSpec) -> bool:
     """Whether two specs ask for the same guest, its size aside, which changes while it runs."""
     copy = guest_pb2.GuestSpec()
     copy.CopyFrom(left)
-    note_size(copy, Demand(right.vcpus, right.memory_bytes))
+    copy.vcpus, copy.memory_bytes = right.vcpus, right.memory_bytes
     copy.maximum_vcpus, copy.maximum_memory_bytes = right.maximum_vcpus, right.maximum_memory_bytes
     return copy == right
 
 
 def check_growth(name: str, spec: guest_pb2.GuestSpec, wanted: Demand) -> None:
     """CapacityError when a running guest cannot become that large."""
+    limits = limit_of(spec)
     for resource, asked, limit in (
-        ("vCPUs", wanted.vcpus, spec.maximum_vcpus),
-        ("bytes of memory", wanted.memory_bytes, spec.maximum_memory_bytes),
+        ("vCPUs", wanted.vcpus, limits.vcpus),
+        ("bytes of memory", wanted.memory_bytes, limits.memory_bytes),
     ):
         if asked > limit:
             raise CapacityError(

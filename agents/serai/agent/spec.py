@@ -111,10 +111,9 @@ def with_limits(spec: guest_pb2.GuestSpec, images: ImageSource) -> guest_pb2.Gue
     complete = guest_pb2.GuestSpec()
     complete.CopyFrom(spec)
     grows = bool(spec.image) and spec.mode != guest_pb2.GuestSpec.FULL and images.get(spec.image).resizable
-    vcpus = spec.maximum_vcpus or (GROWN_VCPUS if grows else 0)
-    memory = spec.maximum_memory_bytes or (GROWN_MEMORY * spec.memory_bytes if grows else 0)
-    complete.maximum_vcpus = max(vcpus, spec.vcpus)
-    complete.maximum_memory_bytes = max(memory, spec.memory_bytes)
+    if grows:
+        complete.maximum_vcpus = spec.maximum_vcpus or GROWN_VCPUS
+        complete.maximum_memory_bytes = spec.maximum_memory_bytes or GROWN_MEMORY * spec.memory_bytes
     return complete
 
 

@@ -49,6 +49,7 @@ _CLOCK_BASE, _STEPS, _RESERVATION, _YIELDS, _MIP, _LINES, _MIE, _STIMECMP, _MTIM
         *("clock_base", "steps", "reservation", "yields", "mip", "lines", "mie", "stimecmp", "mtimecmp"),
     )
 )
+_CLEAN_ONLY: Final = bytes(flag & layout.FLAG_CLEAN for flag in range(256))
 STATE_MAGIC: Final = b"SERAIcor"
 STATE_VERSION: Final = 1
 
@@ -556,11 +557,12 @@ class Core:
         self._set_all(mmio_ready=0, request=0, fault_steps=M64)
         self._set("time_offset", fields["time"] - self._get_clock())
         self._forget_translations()
-        self._drop_decoded_code()
+        if self._machine[0] is self:  # the harts of a machine share their decoded code
+            self._drop_decoded_code()
 
     def _drop_decoded_code(self) -> None:
         """RAM may have been replaced together with the state."""
-        log = bytes(flag & layout.FLAG_CLEAN for flag in self._flags[:])
+        log = self._flags[:].translate(_CLEAN_ONLY)
         self._native("written_by_device", self._get("ram_base"), self._get("ram_size"))
         self._flags[:] = log
 

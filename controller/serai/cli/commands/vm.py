@@ -215,13 +215,18 @@ def parse_memory(text: str) -> int:
         raise InvalidInputError(f"--memory: {problem}", hint="write it like 256MiB or 1GiB") from None
 
 
+def count(number: int, what: str) -> str:
+    """``1 vCPU``, ``2 vCPUs``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def describe_size(name: str, size: GuestSize) -> str:
     """One sentence on a change of size, with what the guest says itself."""
-    text = f"vm/{name} resized to {size.vcpus} vCPUs and {binary_size(size.memory_bytes)}"
+    text = f"vm/{name} resized to {count(size.vcpus, 'vCPU')} and {binary_size(size.memory_bytes)}"
     if not size.guest_vcpus:
         return f"{text}; it starts with that"
     return (
-        f"{text}; the guest sees {size.guest_vcpus} processors and {binary_size(size.guest_memory_bytes)}, "
+        f"{text}; the guest sees {count(size.guest_vcpus, 'processor')} and {binary_size(size.guest_memory_bytes)}, "
         f"of which {binary_size(size.guest_free_bytes)} are free"
     )
 
