@@ -225,10 +225,9 @@ def describe_size(name: str, size: GuestSize) -> str:
     text = f"vm/{name} resized to {count(size.vcpus, 'vCPU')} and {binary_size(size.memory_bytes)}"
     if not size.guest_vcpus:
         return f"{text}; it starts with that"
-    return (
-        f"{text}; the guest sees {count(size.guest_vcpus, 'processor')} and {binary_size(size.guest_memory_bytes)}, "
-        f"of which {binary_size(size.guest_free_bytes)} are free"
-    )
+    processors, memory = count(size.guest_vcpus, "processor"), binary_size(size.guest_memory_bytes)
+    free = binary_size(size.guest_free_bytes)
+    return f"{text}; the guest sees {processors} and {memory}, of which {free} are free"
 
 
 @app.command("start")
