@@ -30,8 +30,10 @@ from serai.embedding import (
     solve,
 )
 from serai.embedding.bounds import find_candidates
+from serai.embedding.breadth_first import embed_without_retry
 from serai.embedding.exact import minimise
 from serai.embedding.graph import SubstrateGraph
+from serai.embedding.joint import Search, embed
 from serai.embedding.paths import find_path
 from serai.embedding.placement import Placement
 from serai.embedding.registry import algorithm
@@ -115,6 +117,29 @@ def test_joint_is_near_the_optimum_and_finds_what_exists() -> None:
     assert costs <= 1.1 * optimum
 
 
+def test_an_improvement_never_makes_it_worse() -> None:
+    """Also where links of one node compete, so that its scores are too good."""
+    moved = 0
+    for seed in range(3):
+        instance = draw(
+            seed, Setting(substrate_nodes=40, requests=8, request_nodes=(7, 9), bandwidth=(20, 50))
+        )
+        free = instance.substrate()
+        for arrival in instance.arrivals:
+            request = arrival.request()
+            candidates = find_candidates(free, request)
+            assert not isinstance(candidates, Infeasible)
+            placement = Placement(SubstrateGraph(free), request, candidates, False)
+            search = Search(placement, seed, time.monotonic() + 60, 10**6)
+            assert search.construct(*search.order(), 3)
+            cost = placement.cost()
+            for node in [*range(placement.count)] * 2:
+                better = search.move(node)
+                assert placement.cost() < cost if better else placement.cost() == pytest.approx(cost)
+                cost, moved = placement.cost(), moved + better
+    assert moved
+
+
 def grid(side: int, capacity: int = 100) -> Substrate:
     nodes = tuple(SubstrateNode(f"{x},{y}", 100, 100) for x in range(side) for y in range(side))
     links = tuple(
@@ -151,8 +176,6 @@ def test_what_was_found_before_the_time_was_over_is_kept() -> None:
     request = Request(tuple(RequestNode(f"v{i}", 1, 1) for i in range(60)), chain)
     full = algorithm("joint")(substrate, request, revisitation=False, seed=0, time_limit=60.0)
     assert isinstance(full, Mapping)
-    from serai.embedding.joint import embed  # noqa: PLC0415 - max_steps is not in the protocol
-
     short = embed(substrate, request, revisitation=False, max_steps=70)
     assert isinstance(short, Mapping)
     assert check(substrate, request, short, revisitation=False) == ()
@@ -343,8 +366,6 @@ def test_split_mappings_are_valid(data: st.DataObject, revisitation: bool, rando
 
 def test_instances_are_those_of_the_benchmark(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Seed 0 of Virne's WX100: its breadth-first solver's published acceptance, to the digit."""
-    from serai.embedding.breadth_first import embed_without_retry  # noqa: PLC0415
-
     instance = draw(0)
     file = tmp_path_factory.mktemp("instances") / "0.json"
     instance.save(file)

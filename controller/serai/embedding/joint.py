@@ -56,7 +56,7 @@ def embed(
     if proof is not None:
         return proof
     placement = Placement(SubstrateGraph(substrate), request, candidates, revisitation)
-    search = _Search(placement, seed, deadline, max_steps)
+    search = Search(placement, seed, deadline, max_steps)
     found = search.run()
     if found is not None:
         return found
@@ -73,7 +73,9 @@ class _LimitReachedError(Exception):
     """Leaves the search, never this module."""
 
 
-class _Search:
+class Search:
+    """Starts and improvement over one placement."""
+
     def __init__(self, placement: Placement, seed: int, deadline: float, max_steps: int) -> None:
         self._placement = placement
         self._random = random.Random(seed)
@@ -108,17 +110,17 @@ class _Search:
 
     def _starts(self) -> list[tuple[float, Mapping]]:
         """Cheapest first. Starts differ in the place of the first node that has a choice."""
-        order, pivot = self._order()
+        order, pivot = self.order()
         found: list[tuple[float, Mapping]] = []
         for start in range(STARTS):
-            if not self._construct(order, pivot, start):
+            if not self.construct(order, pivot, start):
                 continue
             found.append((self._note(), self._placement.snapshot()))
             if pivot is None:
                 break
         return sorted(found, key=lambda item: item[0])
 
-    def _order(self) -> tuple[list[int], int | None]:
+    def order(self) -> tuple[list[int], int | None]:
         """Nodes without a choice first, then always the one with the most traffic among the neighbours of
         what is there; and the first that has a choice.
         """
@@ -133,7 +135,7 @@ class _Search:
             near.update(placement.neighbours(node))
         return order, next((node for node in order if not fixed[node]), None)
 
-    def _construct(self, order: list[int], pivot: int | None, start: int) -> bool:
+    def construct(self, order: list[int], pivot: int | None, start: int) -> bool:
         """Place all nodes, the pivot on its `start`-th best place; False where that is not possible."""
         self._placement.clear()
         for node in order:
@@ -156,12 +158,12 @@ class _Search:
         for _ in range(MAX_SWEEPS):
             order = list(range(self._placement.count))
             self._random.shuffle(order)
-            moved = [self._move(node) for node in order]
+            moved = [self.move(node) for node in order]
             if not any(moved):
                 return
             self._note()
 
-    def _move(self, node: int) -> bool:
+    def move(self, node: int) -> bool:
         """Put a node where its links cost less, if there is such a place."""
         self._count_step()
         placement = self._placement
