@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+SEQUENCES ?= 1000000
+CASES     ?= 10000000
 MIRROR_OPTION := $(if $(MIRROR),--mirror $(MIRROR))
 
 .PHONY: help install demo test unit guest-tests lint types protos image conformance bench-embedding clean
@@ -42,6 +44,9 @@ types: install
 
 protos: install  ## regenerate the gRPC stubs after a change of a contract
 	$(BIN)/python hatch_build.py
+
+soak: install  ## millions of random sequences and hostile guests; prints the counts (SEQUENCES, CASES)
+	$(BIN)/python -m tests.soak.differential --count $(SEQUENCES)
 
 conformance: install  ## RISCV_TESTS=DIR: the official riscv-tests, built in a local checkout
 	$(BIN)/python -m pytest tests/conformance --riscv-tests='$(RISCV_TESTS)'

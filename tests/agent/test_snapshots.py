@@ -19,7 +19,6 @@ from serai.errors import (
     NotFoundError,
     StateError,
 )
-from serai.hypervisor import snapshot_store
 from serai.hypervisor.driver import GuestState
 from serai.v1 import guest_pb2
 
