@@ -10,7 +10,7 @@ SEQUENCES ?= 1000000
 CASES     ?= 10000000
 MIRROR_OPTION := $(if $(MIRROR),--mirror $(MIRROR))
 
-.PHONY: help install demo test unit guest-tests lint types protos image conformance bench-embedding clean
+.PHONY: help install demo test unit guest-tests lint types protos image conformance bench-embedding bench-templates clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,9 @@ conformance: install  ## RISCV_TESTS=DIR: the official riscv-tests, built in a l
 
 bench-embedding: install  ## embedding algorithms on the Waxman-100 setting -> bench/out/embedding.json
 	$(BIN)/python -m bench.embedding
+
+bench-templates: install  ## 100 guests from one template -> bench/out/templates.json
+	$(BIN)/python -m bench.templates
 
 clean:  ## remove the virtual environment and everything generated
 	rm -rf $(VENV) build dist bench/out demo-report.json .mypy_cache .ruff_cache .pytest_cache

@@ -165,3 +165,19 @@ def test_down_ends_guests_whose_agent_was_killed(cluster: Cluster) -> None:
     # And what a killed machine's cluster left is ended before the next one starts.
     cluster.run("cluster", "up", "-f", str(cluster.state.parent / "cluster.yaml"))
     assert re.search(r"running", cluster.run("cluster", "status", "--cluster", "fragile"))
+
+
+def test_a_guest_goes_back_to_a_snapshot(cluster: Cluster) -> None:
+    type_at(cluster, "one", "mark=before")
+    assert "paused" in cluster.run("vm", "snapshot", "pair/one", "--cluster", "fragile")
+    type_at(cluster, "one", "mark=after")
+    listed = json.loads(cluster.run("vm", "snapshots", "pair/one", "--cluster", "fragile", "-o", "json"))
+    assert [snapshot["name"] for snapshot in listed] == ["1"]
+    cluster.run("vm", "restore", "pair/one", "1", "--cluster", "fragile")
+    until_running(cluster)
+    assert "before" in type_at(cluster, "one", "echo $mark")
+    assert "0% packet loss" in type_at(cluster, "one", "ping -c 5 -i 0.2 10.1.0.2")
+    cluster.run("vm", "delete-snapshot", "pair/one", "1", "--cluster", "fragile")
+    assert json.loads(cluster.run("vm", "snapshots", "pair/one", "--cluster", "fragile", "-o", "json")) == []
+    with_snapshots = list(cluster.context.directory.glob("daemons/agent-*/state/snapshots/*"))
+    assert with_snapshots == []

@@ -18,6 +18,7 @@ PIP_ACCESS: AccessTable = {
         "InfrastructureService",
         "GetAdvertisement AllocateSlice ProvisionSlice UpdateSlice GetSlice ListSlices WatchSlices"
         " ReleaseSlice StartSliceNode StopSliceNode GetSliceNodeStatistics TraceSliceNode"
+        " SnapshotSliceNode ListSliceNodeSnapshots DeleteSliceNodeSnapshot RestoreSliceNode"
         " RelocateSliceNode DepartSliceNode ResizeSliceNode",
         Role.VNP,
         Role.ADMIN,
@@ -33,6 +34,7 @@ VNP_ACCESS: AccessTable = {
         "ProviderService",
         "CreateNetwork GetNetwork ListNetworks WatchNetworks DeleteNetwork StartNetworkNode StopNetworkNode"
         " DeleteNetworkNode GetNetworkNodeStatistics TraceNetworkNode MigrateNetworkNode"
+        " SnapshotNetworkNode ListNetworkNodeSnapshots DeleteNetworkNodeSnapshot RestoreNetworkNode"
         " UpdateNetwork ResizeNetworkNode",
         Role.VNO,
         Role.ADMIN,
@@ -46,6 +48,7 @@ VNO_ACCESS: AccessTable = {
         "OperatorService",
         "ValidateDescription CreateVnet GetVnet ListVnets WatchVnets DeleteVnet GetVnetNode StartVnetNode"
         " StopVnetNode DeleteVnetNode GetVnetNodeStatistics TraceVnetNode MigrateVnetNode"
+        " SnapshotVnetNode ListVnetNodeSnapshots DeleteVnetNodeSnapshot RestoreVnetNode"
         " DiffVnet UpdateVnet ResizeVnetNode",
         Role.SP,
         Role.ADMIN,

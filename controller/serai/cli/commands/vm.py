@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,14 @@ from serai.cli.paging import collect
 from serai.cli.terminal import attach
 from serai.cli.trace import show_trace, trace_request
 from serai.errors import InvalidInputError, NotFoundError
-from serai.v1.guest_pb2 import Guest, GuestSize, GuestSpec
+from serai.v1.guest_pb2 import (
+    Guest,
+    GuestSize,
+    GuestSpec,
+    ListNodeSnapshotsRequest,
+    NodeSnapshotRequest,
+    Snapshot,
+)
 from serai.v1.operation_pb2 import MigrationReport
 from serai.v1.operator_pb2 import (
     ListVnetsRequest,
@@ -255,6 +263,82 @@ async def stop(
         request = StopVnetNodeRequest(name=node.name, grace_seconds=grace)
         await OperatorServiceStub(channel).StopVnetNode(request, timeout=grace + 30.0)
         done(f"vm/{short_name(node)}", "stopped")
+
+
+_SNAPSHOTS = (
+    Column[Snapshot]("NAME", lambda snapshot: snapshot.name),
+    Column[Snapshot]("AGE", lambda snapshot: age(snapshot.create_time), right=True),
+    Column[Snapshot](
+        "SIZE", lambda snapshot: binary_size(snapshot.stored_bytes).replace(" ", ""), right=True
+    ),
+    Column[Snapshot]("PAUSE", lambda snapshot: f"{snapshot.pause_ms:.1f}ms", right=True),
+    Column[Snapshot]("ROUNDS", lambda snapshot: snapshot.rounds, right=True),
+)
+_SNAPSHOT_SECONDS = 180.0
+SnapshotName = Annotated[str, typer.Argument(metavar="SNAPSHOT", help="See serai vm snapshots NAME.")]
+
+
+@app.command("snapshot")
+@asynchronous
+async def take_snapshot(
+    name: Name,
+    snapshot_name: Annotated[
+        str,
+        typer.Option("--name", metavar="SNAPSHOT", help="Letters, digits and hyphens; else a number."),
+    ] = "",
+    cluster: Cluster = CLUSTER,
+) -> None:
+    """Keep memory and devices of a running guest; it pauses for a moment."""
+    async with Context.named(cluster).operator() as channel:
+        node = await find(channel, name)
+        stub = OperatorServiceStub(channel)
+        found = await stub.ListVnetNodeSnapshots(ListNodeSnapshotsRequest(node=node.name))
+        chosen = snapshot_name or unused_name({item.name for item in found.snapshots})
+        request = NodeSnapshotRequest(node=node.name, snapshot=chosen)
+        taken = await stub.SnapshotVnetNode(request, timeout=_SNAPSHOT_SECONDS)
+        size = binary_size(taken.stored_bytes)
+        done(
+            f"vm/{short_name(node)}",
+            f"snapshot {taken.name}: {size}, paused {taken.pause_ms:.1f} ms of {taken.total_ms:.0f} ms",
+        )
+
+
+@app.command("snapshots")
+@asynchronous
+async def list_snapshots(name: Name, output: Output = Format.TABLE, cluster: Cluster = CLUSTER) -> None:
+    """List a guest's snapshots."""
+    async with Context.named(cluster).operator() as channel:
+        node = await find(channel, name)
+        request = ListNodeSnapshotsRequest(node=node.name)
+        found = await OperatorServiceStub(channel).ListVnetNodeSnapshots(request)
+        show(list(found.snapshots), _SNAPSHOTS, output)
+
+
+@app.command("restore")
+@asynchronous
+async def restore(name: Name, snapshot_name: SnapshotName, cluster: Cluster = CLUSTER) -> None:
+    """Let a guest go on from a snapshot of it, whatever has become of it since."""
+    async with Context.named(cluster).operator() as channel:
+        node = await find(channel, name)
+        request = NodeSnapshotRequest(node=node.name, snapshot=snapshot_name)
+        await OperatorServiceStub(channel).RestoreVnetNode(request, timeout=_SNAPSHOT_SECONDS)
+        done(f"vm/{short_name(node)}", f"goes on from snapshot {snapshot_name}")
+
+
+@app.command("delete-snapshot")
+@asynchronous
+async def delete_snapshot(name: Name, snapshot_name: SnapshotName, cluster: Cluster = CLUSTER) -> None:
+    """Delete a snapshot; the guest is not touched."""
+    async with Context.named(cluster).operator() as channel:
+        node = await find(channel, name)
+        request = NodeSnapshotRequest(node=node.name, snapshot=snapshot_name)
+        await OperatorServiceStub(channel).DeleteVnetNodeSnapshot(request)
+        done(f"vm/{short_name(node)}", f"snapshot {snapshot_name} deleted")
+
+
+def unused_name(taken: set[str]) -> str:
+    """The first number that no snapshot has: "1", "2" ..."""
+    return next(str(number) for number in itertools.count(1) if str(number) not in taken)
 
 
 @app.command("delete")

@@ -22,6 +22,7 @@ from serai.roles.pip.records import (
     Presence,
     SegmentPlan,
 )
+from serai.roles.pip.snapshots import NodeSnapshots
 from serai.roles.settling import first_failure, settle
 from serai.store import Collection
 from serai.v1.guest_pb2 import CreateGuestRequest, DeleteGuestRequest, StartGuestRequest
@@ -136,10 +137,14 @@ class Remover:
     def __init__(self, agents: Agents, leftovers: Collection[Leftover]) -> None:
         self._agents = agents
         self._leftovers = leftovers
+        self._snapshots = NodeSnapshots(agents)
         self._removed: OrderedDict[str, None] = OrderedDict()
 
-    async def remove(self, parts: Parts) -> None:
-        """End and forget the guests and segments of `parts`. Never fails; see `settle_with`."""
+    async def remove(self, parts: Parts, *, snapshots: bool = False) -> None:
+        """End and forget the guests and segments of `parts`. Never fails; see `settle_with`.
+
+        With `snapshots`, those of the guests too, wherever they were taken.
+        """
         items = [
             (segment.node, LeftoverKind.SEGMENT, segment.segment_id)
             for link in parts.links.values()
@@ -155,6 +160,10 @@ class Remover:
             else:
                 items.append((node.node, LeftoverKind.GUEST, node.guest_id))
         await settle(self._remove_or_remember(*item) for item in items)
+        for node in parts.nodes.values():
+            # Their own agents have forgotten theirs by now; others may have some of when it ran there.
+            if snapshots and node.guest_uid and node.presence is not Presence.ARRIVING:
+                await self._snapshots.delete_all(node.guest_uid)
 
     async def settle_with(self, agent: Agent) -> None:
         """Remove what is left at an agent that has come back."""

@@ -13,17 +13,24 @@ from serai.roles.pip.moves import MIGRATION_STEPS, Moves
 from serai.roles.pip.records import NodePlacement, Presence, SliceRecord
 from serai.roles.pip.resize import resize_node
 from serai.roles.pip.slices import PROVISION_STEPS, Slices
+from serai.roles.pip.snapshots import NodeSnapshots
 from serai.roles.pip.state import PipState
 from serai.roles.pip.substrate import free_substrate
 from serai.roles.pip.views import advertise, view_node, view_slice
 from serai.roles.relay import Place, Relay, first_message
+from serai.roles.snapshots import all_renamed, renamed
 from serai.v1.console_pb2_grpc import ConsoleServiceServicer
 from serai.v1.guest_pb2 import (
     ConsoleInput,
     ConsoleOutput,
+    DeleteSnapshotResponse,
     GetGuestRequest,
     GuestSize,
     GuestStatistics,
+    ListNodeSnapshotsRequest,
+    ListNodeSnapshotsResponse,
+    NodeSnapshotRequest,
+    Snapshot,
     StartGuestRequest,
     StopGuestRequest,
     TraceGuestRequest,
@@ -66,6 +73,7 @@ class InfrastructureServicer(InfrastructureServiceServicer):
         self._state = state
         self._slices = slices
         self._moves = moves
+        self._snapshots = NodeSnapshots(state.agents)
 
     @property
     def _operations(self) -> Operations:
@@ -194,6 +202,31 @@ class InfrastructureServicer(InfrastructureServiceServicer):
         """See the contract."""
         self._find_here(request.handle, context)
         return await resize_node(self._state, request)
+
+    async def SnapshotSliceNode(self, request: NodeSnapshotRequest, context: Any) -> Snapshot:
+        """See the contract."""
+        node = self._find_here(request.node, context)
+        return renamed(await self._snapshots.create(node, request.snapshot), request.node)
+
+    async def ListSliceNodeSnapshots(
+        self, request: ListNodeSnapshotsRequest, context: Any
+    ) -> ListNodeSnapshotsResponse:
+        """See the contract."""
+        found = await self._snapshots.of_node(self._find_here(request.node, context))
+        return all_renamed(ListNodeSnapshotsResponse(snapshots=found), request.node)
+
+    async def DeleteSliceNodeSnapshot(
+        self, request: NodeSnapshotRequest, context: Any
+    ) -> DeleteSnapshotResponse:
+        """See the contract."""
+        await self._snapshots.delete(self._find_here(request.node, context), request.snapshot)
+        return DeleteSnapshotResponse()
+
+    async def RestoreSliceNode(self, request: NodeSnapshotRequest, context: Any) -> SliceNode:
+        """See the contract."""
+        node = self._find_here(request.node, context)
+        await self._snapshots.restore(node, request.snapshot)
+        return self._view_node(node)
 
     async def RelocateSliceNode(self, request: RelocateSliceNodeRequest, context: Any) -> Operation:
         """See the contract."""

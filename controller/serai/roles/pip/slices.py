@@ -278,7 +278,7 @@ class Slices:
             links={key: parts.links[key] for key in links if key in parts.links},
         )
         _check_no_dangling(parts.without(nodes, links))
-        await self._state.remover.remove(gone)
+        await self._state.remover.remove(gone, snapshots=True)
         await self._peering.disconnect(placement.link for placement in gone.links.values())
         return await self._state.slices.update(
             name, lambda it: setattr(it, "parts", it.parts.without(nodes, links))
@@ -304,7 +304,9 @@ class Slices:
         links = [
             placement.link for parts in (record.parts, record.pending) for placement in parts.links.values()
         ]
-        await settle([state.remover.remove(record.parts), state.remover.remove(record.pending)])
+        await settle(
+            [state.remover.remove(record.parts, snapshots=True), state.remover.remove(record.pending)]
+        )
         await self._peering.disconnect(links)
         await state.slices.delete(name)
 

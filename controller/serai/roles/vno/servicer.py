@@ -10,6 +10,7 @@ from serai.roles.operations import Operations, Progress
 from serai.roles.ownership import check_owner, may_see, owned
 from serai.roles.paging import page
 from serai.roles.relay import Place, Relay, first_message
+from serai.roles.snapshots import MARGIN_SECONDS, SNAPSHOT_SECONDS, all_renamed, renamed
 from serai.roles.vno.changes import UPDATE_STEPS, VnetChanges, change_message
 from serai.roles.vno.describe import parse_node_name, validate
 from serai.roles.vno.records import VnetRecord
@@ -18,8 +19,13 @@ from serai.v1.console_pb2_grpc import ConsoleServiceServicer
 from serai.v1.guest_pb2 import (
     ConsoleInput,
     ConsoleOutput,
+    DeleteSnapshotResponse,
     GuestSize,
     GuestStatistics,
+    ListNodeSnapshotsRequest,
+    ListNodeSnapshotsResponse,
+    NodeSnapshotRequest,
+    Snapshot,
     TraceGuestRequest,
     TraceGuestResponse,
 )
@@ -221,6 +227,45 @@ class OperatorServicer(OperatorServiceServicer):
             timeout=RESIZE_TIMEOUT_S,
         )
         return size
+
+    async def SnapshotVnetNode(self, request: NodeSnapshotRequest, context: Any) -> Snapshot:
+        """See the contract."""
+        below = await self._snapshot_below(request, context)
+        seconds = SNAPSHOT_SECONDS + 2 * MARGIN_SECONDS
+        upstream = self._state.upstream.provider
+        return renamed(await upstream.SnapshotNetworkNode(below, timeout=seconds), request.node)
+
+    async def ListVnetNodeSnapshots(
+        self, request: ListNodeSnapshotsRequest, context: Any
+    ) -> ListNodeSnapshotsResponse:
+        """See the contract."""
+        record, node = self._find_node(request.node, context)
+        below = ListNodeSnapshotsRequest(node=await self._vnets.handle(record.name, node))
+        found = await self._state.upstream.provider.ListNetworkNodeSnapshots(below)
+        return all_renamed(found, request.node)
+
+    async def DeleteVnetNodeSnapshot(
+        self, request: NodeSnapshotRequest, context: Any
+    ) -> DeleteSnapshotResponse:
+        """See the contract."""
+        below = await self._snapshot_below(request, context)
+        upstream = self._state.upstream.provider
+        answer: DeleteSnapshotResponse = await upstream.DeleteNetworkNodeSnapshot(below)
+        return answer
+
+    async def RestoreVnetNode(self, request: NodeSnapshotRequest, context: Any) -> VnetNode:
+        """See the contract."""
+        record, node = self._find_node(request.node, context)
+        below = await self._snapshot_below(request, context)
+        seconds = SNAPSHOT_SECONDS + 2 * MARGIN_SECONDS
+        await self._state.upstream.provider.RestoreNetworkNode(below, timeout=seconds)
+        return self._view_node(record, node)
+
+    async def _snapshot_below(self, request: NodeSnapshotRequest, context: Any) -> NodeSnapshotRequest:
+        """The request under the handle that the VNP knows."""
+        record, node = self._find_node(request.node, context)
+        handle = await self._vnets.handle(record.name, node)
+        return NodeSnapshotRequest(node=handle, snapshot=request.snapshot)
 
     async def MigrateVnetNode(self, request: MigrateVnetNodeRequest, context: Any) -> Operation:
         """See the contract."""

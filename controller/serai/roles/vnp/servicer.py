@@ -9,6 +9,7 @@ from serai.roles.operations import Operations, Progress
 from serai.roles.ownership import check_owner, may_see, owned
 from serai.roles.paging import page
 from serai.roles.relay import Place, Relay, first_message
+from serai.roles.snapshots import MARGIN_SECONDS, SNAPSHOT_SECONDS, all_renamed, renamed
 from serai.roles.vnp.changes import CHANGE_STEPS, NetworkChanges
 from serai.roles.vnp.moves import MOVE_STEPS, NetworkMoves
 from serai.roles.vnp.networks import CREATE_STEPS, Networks
@@ -20,8 +21,13 @@ from serai.v1.console_pb2_grpc import ConsoleServiceServicer
 from serai.v1.guest_pb2 import (
     ConsoleInput,
     ConsoleOutput,
+    DeleteSnapshotResponse,
     GuestSize,
     GuestStatistics,
+    ListNodeSnapshotsRequest,
+    ListNodeSnapshotsResponse,
+    NodeSnapshotRequest,
+    Snapshot,
     TraceGuestRequest,
     TraceGuestResponse,
 )
@@ -199,6 +205,38 @@ class ProviderServicer(ProviderServiceServicer):
         )
         await self._networks.note_size(record.name, entry.node.id, size)
         return size
+
+    async def SnapshotNetworkNode(self, request: NodeSnapshotRequest, context: Any) -> Snapshot:
+        """See the contract."""
+        _, entry, provider = self._find_node(request.node, context)
+        below = NodeSnapshotRequest(node=entry.provider_handle, snapshot=request.snapshot)
+        seconds = SNAPSHOT_SECONDS + MARGIN_SECONDS
+        return renamed(await provider.infrastructure.SnapshotSliceNode(below, timeout=seconds), request.node)
+
+    async def ListNetworkNodeSnapshots(
+        self, request: ListNodeSnapshotsRequest, context: Any
+    ) -> ListNodeSnapshotsResponse:
+        """See the contract."""
+        _, entry, provider = self._find_node(request.node, context)
+        below = ListNodeSnapshotsRequest(node=entry.provider_handle)
+        return all_renamed(await provider.infrastructure.ListSliceNodeSnapshots(below), request.node)
+
+    async def DeleteNetworkNodeSnapshot(
+        self, request: NodeSnapshotRequest, context: Any
+    ) -> DeleteSnapshotResponse:
+        """See the contract."""
+        _, entry, provider = self._find_node(request.node, context)
+        below = NodeSnapshotRequest(node=entry.provider_handle, snapshot=request.snapshot)
+        answer: DeleteSnapshotResponse = await provider.infrastructure.DeleteSliceNodeSnapshot(below)
+        return answer
+
+    async def RestoreNetworkNode(self, request: NodeSnapshotRequest, context: Any) -> NetworkNode:
+        """See the contract."""
+        record, entry, provider = self._find_node(request.node, context)
+        below = NodeSnapshotRequest(node=entry.provider_handle, snapshot=request.snapshot)
+        seconds = SNAPSHOT_SECONDS + MARGIN_SECONDS
+        await provider.infrastructure.RestoreSliceNode(below, timeout=seconds)
+        return view_node(record, entry, self._state.providers)
 
     async def MigrateNetworkNode(self, request: MigrateNetworkNodeRequest, context: Any) -> Operation:
         """See the contract."""
