@@ -134,6 +134,7 @@ class Core:
         self._flags, flags_address = _anonymous(size // PAGE)
         self._map, map_address = _anonymous(size // PAGE * 8)
         self._pool, pool_address = _anonymous(CODE_POOL_PAGES * layout.CODE_STRIDE)
+        self._absent: memoryview | None = None
         self.x = _Registers(self._words, "x")
         self.f = _Registers(self._words, "f")
         self.clock = clock
@@ -496,6 +497,17 @@ class Core:
         self._set("time_offset", self._get("time_offset") + ticks)
 
     # -- RAM written by others, dirty log --------------------------------------------------------------
+
+    def set_absent(self, absent: memoryview | None) -> None:
+        """Pages of RAM that are still on their way (post-copy): a writable byte each, not 0 while it is absent.
+
+        Executing an instruction that touches one leaves with ABSENT. Bytes may be cleared at any time, after
+        the page's content is in place; none may be set while the core has run since this call.
+        """
+        self._absent = absent
+        address = 0 if absent is None else ctypes.addressof(ctypes.c_char.from_buffer(absent))
+        self._set("absent_map", address)
+        self._forget_translations()
 
     def dma_wrote(self, address: int, length: int) -> None:
         """A device wrote RAM: note the pages as dirty and drop code decoded from them."""

@@ -49,6 +49,8 @@ class ExitReason(enum.IntEnum):
     REQUESTED = 5
     FAULT = 6
     PAUSE = 7
+    ABSENT = 8
+    """A page of RAM has not arrived yet; `exit_address` is its address. The instruction has not retired."""
 
 
 class ClockSource(enum.Enum):
@@ -202,6 +204,9 @@ class Hart(Protocol):
 
     def request_exit(self) -> None:
         """Make `run` come back soon; any thread may call."""
+
+    def set_absent(self, absent: memoryview | None) -> None:
+        """Pages whose byte in `absent` is not 0 are still on their way; others may clear bytes, none sets them."""
 
     def dma_wrote(self, address: int, length: int) -> None:
         """A device wrote to RAM."""

@@ -16,6 +16,10 @@ _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
 
+def _never(page: int) -> None:
+    raise GuestAccessError(f"page {page} has not arrived, and nobody fetches it")
+
+
 class GuestMemory:
     """RAM by guest-physical address. Every method raises `GuestAccessError` outside RAM.
 
@@ -27,6 +31,10 @@ class GuestMemory:
         self.ram = ram
         self.base = base
         self.size = len(ram)
+        self.absent: memoryview | None = None
+        """A byte a page, not 0 while the page is still on its way (post-copy)."""
+        self.fetch: Callable[[int], None] = _never
+        """Called with the number of an absent page that a device needs; returns when it is there."""
         self.wrote: Callable[[int, int], None] = wrote or (lambda address, length: None)
 
     def offset(self, address: int, length: int) -> int:
@@ -34,7 +42,15 @@ class GuestMemory:
         offset = address - self.base
         if offset < 0 or length < 0 or offset + length > self.size:
             raise GuestAccessError(f"{length} bytes at {address:#x} are not in RAM")
+        if self.absent is not None:
+            self._fetch(offset, length)
         return offset
+
+    def _fetch(self, offset: int, length: int) -> None:
+        assert self.absent is not None
+        for page in range(offset // PAGE_SIZE, (offset + max(length, 1) - 1) // PAGE_SIZE + 1):
+            if page < len(self.absent) and self.absent[page]:
+                self.fetch(page)
 
     def read(self, address: int, length: int) -> bytes:
         """A copy of the range."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
+import functools
 import hashlib
 import json
 import struct
@@ -169,8 +170,14 @@ def _typed(kind: Any, value: object, where: str) -> Any:
     return _expect(kind, value, where)
 
 
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    # Resolving them takes most of a restore, for which a guest stands still.
+    return typing.get_type_hints(kind)
+
+
 def _typed_dataclass(kind: Any, values: dict[str, object], where: str) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]
     if set(values) != set(names):
         raise ValueError(f"{where} has the fields {sorted(values)} instead of {sorted(names)}")

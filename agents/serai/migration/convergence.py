@@ -18,6 +18,26 @@ MEASURABLE_BYTES = 1 << 20
 """A round that carried less says nothing about the rate: its time is all latency."""
 
 
+WORTH = 0.75
+"""Another round is worth its while when it is expected to leave at most this share of what it sends."""
+
+STUCK_ROUNDS = 3
+"""So many rounds in a row that left no less than they sent: the guest writes faster than the link carries."""
+
+
+class Mode(enum.StrEnum):
+    """How a guest is moved."""
+
+    AUTO = "auto"
+    """Pre-copy, and post-copy when that does not converge."""
+    PRE_COPY = "pre-copy"
+    POST_COPY = "post-copy"
+    HYBRID = "hybrid"
+    """One round of pre-copy, then post-copy."""
+    OFFLINE = "offline"
+    """The guest stands still while everything is sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What the caller allows."""
@@ -25,6 +45,7 @@ class Limits:
     max_downtime_s: float = 0.1
     max_rounds: int = 30
     deadline_s: float = 120.0
+    mode: Mode = Mode.AUTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +65,8 @@ class Decision(enum.Enum):
 
     CONTINUE = "continue"
     FREEZE = "freeze"
+    SWITCH = "switch"
+    """Freeze now and send the rest after the guest has moved (post-copy)."""
     GIVE_UP = "give up"
 
 
@@ -54,6 +77,7 @@ class Convergence:
         self.limits = limits
         self._rate = 0.0
         self._elapsed = 0.0
+        self._stuck = 0
 
     @property
     def rate(self) -> float:
@@ -73,11 +97,19 @@ class Convergence:
             self._rate = measured if not self._rate else (self._rate + measured) / 2
         if last.dirtied_pages <= FEW_PAGES:
             return Decision.FREEZE
-        if self._rate and self.expected_downtime_s(last.dirtied_pages) <= self.limits.max_downtime_s:
+        if self.limits.mode is Mode.HYBRID:
+            return Decision.SWITCH
+        shrinking = last.dirtied_pages <= WORTH * (last.pages + last.zero_pages)
+        self._stuck = 0 if shrinking else self._stuck + 1
+        fits = self._rate and self.expected_downtime_s(last.dirtied_pages) <= self.limits.max_downtime_s
+        if fits and not shrinking:
             return Decision.FREEZE
-        if last.number >= self.limits.max_rounds or self._elapsed >= self.limits.deadline_s:
-            return Decision.GIVE_UP
-        return Decision.CONTINUE
+        over = last.number >= self.limits.max_rounds or self._elapsed >= self.limits.deadline_s
+        if over and fits:
+            return Decision.FREEZE
+        if self.limits.mode is Mode.AUTO and (over or self._stuck >= STUCK_ROUNDS):
+            return Decision.SWITCH
+        return Decision.GIVE_UP if over else Decision.CONTINUE
 
     def explain(self, last: Round) -> str:
         """Why it does not converge, in figures."""

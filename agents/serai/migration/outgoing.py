@@ -37,6 +37,9 @@ FREEZE_TIMEOUT_S = 10.0
 
 COMMIT_TIMEOUT_S = 5.0
 _STREAM_REASONS = frozenset({"STREAM_LOST", "STREAM_TRUNCATED", "STREAM_INVALID"})
+_LOOK_PAGES = 4096
+"""A round of at most so many pages may be the last before the freeze: it checks the dirty log."""
+
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 
 
@@ -235,12 +238,16 @@ class Outgoing:
             await self._machine.start_dirty_log()
             self._pending = np.arange(sender.page_count, dtype=np.uint32)
         pages = self._pending
-        sending = asyncio.ensure_future(self._in_thread(sender.send_round, action.number, pages))
+        look = len(pages) <= _LOOK_PAGES
+        sending = asyncio.ensure_future(
+            self._in_thread(lambda: sender.send_round(action.number, pages, look=look))
+        )
         while not (await asyncio.wait({sending}, timeout=0.1))[0]:
             message = f"round {action.number}: {sender.pages_done} of {len(pages)} pages"
             self._progress.set_progress(sender.pages_done / max(1, len(pages)), message)
         sent = await sending
         self._pending = numbers_of(await self._machine.take_dirty_pages(), sender.page_count)
+        self._pending = self._with_missed(self._pending, sent.changed)
         finished = Round(
             action.number, sent.pages, sent.zero_pages, sent.bytes, sent.seconds, len(self._pending)
         )
@@ -261,7 +268,9 @@ class Outgoing:
         started = time.monotonic()
         logged = numbers_of(await self._machine.take_dirty_pages(), sender.page_count)
         dirty = np.union1d(self._pending, logged).astype(np.uint32)
-        sending = asyncio.ensure_future(self._in_thread(self._send_last, sender, action.number, dirty))
+        sending = asyncio.ensure_future(
+            self._in_thread(lambda: sender.send_round(action.number, dirty, last=True))
+        )
         try:
             self._state = await self._machine.save_state()
             saved = time.monotonic()
@@ -281,13 +290,17 @@ class Outgoing:
         self._progress.resource.report.digest_source = self._digest.hex()
         return source.RestSent(self._digest)
 
-    def _send_last(self, sender: PageSender, number: int, dirty: Numbers) -> Any:
-        """The dirty log is checked, not believed: what differs is sent, whether it was logged or not."""
-        changed = sender.find_changed()
+    def _with_missed(self, dirty: Numbers, changed: Numbers) -> Numbers:
+        """The dirty log is checked, not believed: what differs is sent, whether it was logged or not.
+
+        Looked at before the log was taken, so each page that differed must be in it. Writes between the last
+        look and the freeze are the log's alone: looking then would take 10 ms for 128 MiB.
+        """
         missed = np.setdiff1d(changed, dirty, assume_unique=True)
-        if len(missed):
-            log.error("%s: %d pages were written and not logged as dirty", self._plan.facts.name, len(missed))
-        return sender.send_round(number, np.union1d(dirty, missed).astype(np.uint32), last=True)
+        if not len(missed):
+            return dirty
+        log.error("%s: %d pages were written and not logged as dirty", self._plan.facts.name, len(missed))
+        return np.union1d(dirty, missed).astype(np.uint32)
 
     async def _verify(self, _: source.Verify) -> source.Event:
         started = time.monotonic()

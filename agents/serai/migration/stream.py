@@ -5,7 +5,8 @@ Records (``serai.wire.records``), numbers big-endian:
 ===========  ===========================================================================================
 PAGES 1      argument: round; payload: count u32, count page numbers u32, count pages
 ZERO 2       argument: round; payload: page numbers u32: these have become zero
-BARRIER 3    argument: round; flag 1: the last one; no payload. The receiver answers with the same record
+BARRIER 3    argument: round; flag 1: the last one, 2: look at what came before; no payload. The receiver
+             answers with the same record
 ===========  ===========================================================================================
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,16 +27,18 @@ from serai.migration.pages import WORDS, Numbers, Pages, glance, page_view, zero
 from serai.wire.records import RecordHeader
 from serai.wire.streams import RecordStream
 
-STREAM_VERSION = 1
+STREAM_VERSION = 2
 
 PAGES, ZERO, BARRIER = 1, 2, 3
 LAST = 1
+LOOK = 2
 BATCH = 256
 """Pages in a record."""
 
 MAX_RECORD = 4 + BATCH * (4 + PAGE_SIZE)
 _LOOK_PAGES = 1024
 _COUNT = struct.Struct("!I")
+_NONE: Numbers = np.empty(0, dtype=np.uint32)
 
 
 @dataclass(slots=True)
@@ -46,6 +49,7 @@ class Sent:
     zero_pages: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    changed: Numbers = field(default_factory=lambda: _NONE)
 
 
 class PageSender:
@@ -73,9 +77,12 @@ class PageSender:
         """On the wire, with headers and tags."""
         return self._stream.bytes_sent
 
-    def send_round(self, number: int, pages: Numbers, *, last: bool = False) -> Sent:
+    def send_round(self, number: int, pages: Numbers, *, last: bool = False, look: bool = False) -> Sent:
         """Send `pages` as they are now and return when the destination has written them.
 
+        With `look`, both sides meanwhile look at all of RAM, the source for pages that differ from what was
+        sent of them (`Sent.changed`: the dirty log must name them), the destination for pages that have
+        changed since they came.
         Raises UnavailableError when the stream is lost, IntegrityError when the answer is not one.
         """
         started, before = time.monotonic(), self._stream.bytes_sent
@@ -85,7 +92,8 @@ class PageSender:
             self._send_batch(number, pages[start : start + BATCH], sent)
             self.pages_done = min(start + BATCH, len(pages))
             self._pace(started, before)
-        self._stream.send(BARRIER, flags=LAST if last else 0, argument=number)
+        self._stream.send(BARRIER, flags=(LAST if last else 0) | (LOOK if look else 0), argument=number)
+        sent.changed = self.find_changed() if look else _NONE
         answer = self._stream.receive()
         if answer is None or (answer[0].kind, answer[0].argument) != (BARRIER, number):
             raise IntegrityError(f"the destination did not confirm round {number}", reason="STREAM_INVALID")
@@ -153,7 +161,6 @@ class PageReceiver:
             payload = self._payload[: header.length]
             self._stream.receive_into(payload)
             if self._take(header, payload):
-                self._look_again()
                 return
             self._on_progress()
 
@@ -178,6 +185,8 @@ class PageReceiver:
         elif header.kind == ZERO:
             self._clear(payload)
         elif header.kind == BARRIER:
+            if header.flags & LOOK:
+                self._look_again()
             self._stream.send(BARRIER, argument=header.argument)
             return bool(header.flags & LAST)
         else:

@@ -82,6 +82,7 @@ FLAG_CLEAN: Final = 2  # dirty logging: not written since the log was last taken
 
 SLICE: Final = 1 << 15  # instructions between two looks at clock, timer and requests
 NEVER: Final = (1 << 64) - 1
+NO_TRAP: Final = 1 << 62  # in trap_cause: a fetch met an absent page, there is nothing to deliver
 NO_RESERVATION: Final = (1 << 64) - 1
 
 # Status of a runtime function.
@@ -101,6 +102,7 @@ EXIT_ENVIRONMENT_CALL: Final = 4
 EXIT_REQUESTED: Final = 5
 EXIT_FAULT: Final = 6
 EXIT_PAUSE: Final = 7
+EXIT_ABSENT: Final = 8
 
 _SCALARS = [
     "pc",
@@ -158,6 +160,7 @@ _SCALARS = [
     "ram_host",
     "ram_delta",
     "page_flags",
+    "absent_map",
     "code_map",
     "code_pool",
     "code_pool_end",

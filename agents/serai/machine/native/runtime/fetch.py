@@ -7,6 +7,7 @@ from serai.machine.native.layout import (
     EXEC_MASK,
     EXEC_SET,
     JUMP_SET,
+    LEAVE_BEFORE,
     NEVER,
     OK,
     PAGE,
@@ -18,7 +19,7 @@ from serai.machine.native.layout import (
     State,
 )
 from serai.machine.native.runtime.jumps import forget_jumps_to
-from serai.machine.native.runtime.memory import FETCH, access_fault, data_mode, is_ram, translate
+from serai.machine.native.runtime.memory import FETCH, access_fault, data_mode, is_absent, is_ram, translate
 from serai.machine.native.runtime.pages import enter, forget_code, mark_code, reset_slots
 
 PAGE_OFFSET = PAGE - 1
@@ -64,6 +65,8 @@ def locate(s: State) -> int:
         physical = s.result
         if not is_ram(s, physical):
             return access_fault(s, pc, FETCH)
+        if is_absent(s, physical):
+            return LEAVE_BEFORE
         base = code_page(s, physical)
         s.fetch_fills = s.fetch_fills + 1
         if host_load(entry, 8) != NEVER:
@@ -101,6 +104,8 @@ def decode_straddling(s: State, slot: int, pc: int) -> int:
         return status
     if not is_ram(s, s.result):
         return access_fault(s, pc + 2, FETCH)
+    if is_absent(s, s.result):
+        return LEAVE_BEFORE
     word = low | host_load(s.result + s.ram_delta, 2) << 16
     decode_word(word, s.straddle, FAR_AWAY)
     host_store(s.straddle + 2 * SLOT, s.cross_handler, 8)

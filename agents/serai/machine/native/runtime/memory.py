@@ -9,10 +9,12 @@ Physical addresses below RAM are devices (an exit to Python), those above RAM ra
 from serai.machine.native.intrinsics import compare_exchange, cycle_counter, host_load, host_store
 from serai.machine.native.language import native
 from serai.machine.native.layout import (
+    EXIT_ABSENT,
     EXIT_MMIO_LOAD,
     EXIT_MMIO_STORE,
     LEAVE_AFTER,
     LEAVE_BEFORE,
+    NO_TRAP,
     OK,
     PAGE,
     PAGE_BITS,
@@ -92,6 +94,22 @@ def is_ram(s: State, physical: int) -> int:
 
 
 @native
+def is_absent(s: State, physical: int) -> int:
+    """Whether a page of RAM has not arrived yet (post-copy); s.exit_address then names it.
+
+    No TLB entry leads to an absent page and no code was decoded from one, so only slow paths ask.
+    """
+    if s.absent_map == 0:
+        return 0
+    if host_load(s.absent_map + (physical - s.ram_base >> PAGE_BITS), 1) == 0:
+        return 0
+    s.exit_reason = EXIT_ABSENT
+    s.exit_address = physical & ~PAGE_OFFSET
+    s.trap_cause = NO_TRAP
+    return 1
+
+
+@native
 def leaf_permits(s: State, pte: int, access: int, privilege: int) -> int:
     """Whether a valid leaf PTE permits the access (Privileged ISA 12.3.2, steps 5 to 7)."""
     if pte & PTE_U:
@@ -150,6 +168,8 @@ def walk(s: State, address: int, access: int, privilege: int) -> int:
             pte_address = table + ((address >> shift & 511) << 3)
             if not is_ram(s, pte_address) or not pmp_permits(s, pte_address, READ, 1):
                 return access_fault(s, address, access)
+            if is_absent(s, pte_address):
+                return LEAVE_BEFORE
             host = pte_address + s.ram_delta
             pte = host_load(host, 8)
             if not pte & PTE_V or pte & (PTE_R | PTE_W) == PTE_W or pte >> 54:
@@ -251,6 +271,8 @@ def load_slow(s: State, address: int, size: int) -> int:
     physical = s.result
     if not is_ram(s, physical):
         return device_load(s, address, physical, size)
+    if is_absent(s, physical):
+        return LEAVE_BEFORE
     fill(s, address, physical, 0)
     s.result = load_sized(physical + s.ram_delta, size)
     return OK
@@ -272,6 +294,8 @@ def load_crossing(s: State, address: int, size: int) -> int:
         return access_fault(s, address, READ)
     if not is_ram(s, second):
         return access_fault(s, address + first_size, READ)
+    if is_absent(s, first) or is_absent(s, second):
+        return LEAVE_BEFORE
     value = 0
     position = 0
     while position < size:
@@ -301,6 +325,8 @@ def store_slow(s: State, address: int, value: int, size: int) -> int:
         if size < 8:
             s.exit_value = value & ((1 << (size << 3)) - 1)
         return LEAVE_AFTER
+    if is_absent(s, physical):
+        return LEAVE_BEFORE
     page_written(s, physical)
     fill(s, address, physical, TLB_WRITE)
     store_sized(physical + s.ram_delta, value, size)
@@ -323,6 +349,8 @@ def store_crossing(s: State, address: int, value: int, size: int) -> int:
         return access_fault(s, address, WRITE)
     if not is_ram(s, second):
         return access_fault(s, address + first_size, WRITE)
+    if is_absent(s, first) or is_absent(s, second):
+        return LEAVE_BEFORE
     page_written(s, first)
     page_written(s, second)
     position = 0
@@ -346,6 +374,8 @@ def pointer_slow(s: State, address: int, size: int, access: int) -> int:
     physical = s.result
     if not is_ram(s, physical):
         return access_fault(s, address, access)
+    if is_absent(s, physical):
+        return LEAVE_BEFORE
     if access == WRITE:
         page_written(s, physical)
         fill(s, address, physical, TLB_WRITE)

@@ -13,6 +13,7 @@ from serai.machine.native.layout import (
     EXIT_FAULT,
     EXIT_REQUESTED,
     NEVER,
+    NO_TRAP,
     OK,
     SLICE,
     TRAPPED,
@@ -147,7 +148,12 @@ def take_interrupt(s: State) -> int:
 
 @native
 def exception(s: State) -> int:
-    """Deliver the recorded exception of the instruction at s.pc; 1 if the guest can make no progress."""
+    """Deliver the recorded exception of the instruction at s.pc; 1 if the guest can make no progress.
+
+    That is also so when its bytes lie in a page that has not arrived yet: the exit says which.
+    """
+    if s.trap_cause == NO_TRAP:
+        return 1
     retired = s.step_limit - s.slice_budget - s.traps
     if s.fault_pc == s.pc and s.fault_steps == retired:
         s.exit_reason = EXIT_FAULT
