@@ -58,9 +58,9 @@ class TypedGuest(FakeGuest):
         await self._driver.check_async("save_state")
         return await super().save_state()
 
-    async def restore(self, state: bytes, *, scrollback: bytes = b"") -> None:
+    async def restore(self, state: bytes, *, scrollback: bytes = b"", absent: bool = False) -> None:
         await self._driver.check_async("restore")
-        await super().restore(state, scrollback=scrollback)
+        await super().restore(state, scrollback=scrollback, absent=absent)
 
 
 class TypedDriver(FakeDriver):

@@ -41,9 +41,9 @@ class GatedGuest(FakeGuest):
         await self._driver.pass_gate("save_state")
         return await super().save_state()
 
-    async def restore(self, state: bytes, *, scrollback: bytes = b"") -> None:
+    async def restore(self, state: bytes, *, scrollback: bytes = b"", absent: bool = False) -> None:
         await self._driver.pass_gate("restore")
-        await super().restore(state, scrollback=scrollback)
+        await super().restore(state, scrollback=scrollback, absent=absent)
 
 
 class GatedDriver(FakeDriver):

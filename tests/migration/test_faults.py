@@ -190,7 +190,7 @@ async def test_a_guest_that_writes_faster_than_the_link_stays(source: Side, dest
     source.guest.run(3000)
     source.guest.keep_busy(100_000)
     failed = await move(
-        source, destination, guest, bandwidth_bps=80_000_000, deadline_s=1, max_downtime_ms=10
+        source, destination, guest, bandwidth_bps=80_000_000, deadline_s=1, max_downtime_ms=10, mode=1
     )
     assert failed.failure.reason == "NOT_CONVERGING"
     assert "MB/s" in failed.failure.message and "10 ms allowed" in failed.failure.message
@@ -282,13 +282,25 @@ async def test_a_destination_that_cannot_run_it_gives_it_back(source: Side, dest
     assert (await destination.client.get()).epoch == 4
 
 
+def cut_streams(side: Side) -> None:
+    """The bulk connections, which the cable of the control connection is not."""
+    for arrival in side.here.arrivals._arrivals.values():
+        if arrival._stream is not None:
+            arrival._stream.shutdown()
+
+
 async def test_a_lost_acknowledgement_is_undecided_and_then_decided(site: Site, source: Side) -> None:
     driver = GatedDriver()
     async with (
         side(site, "beta/b1", driver) as destination,
         Cable(destination.address) as cable,
     ):
-        driver.on_resumed = cable.cut
+
+        def cut() -> None:
+            cable.cut()
+            cut_streams(destination)
+
+        driver.on_resumed = cut
         guest = await start_guest(source)
         token = await permit(destination, guest, "alpha/a1")
         through = Side("beta/b1", destination.client, cable.address)
@@ -315,6 +327,7 @@ async def test_a_lost_commit_is_sent_again(site: Site, source: Side) -> None:
 
         def record_and_cut(*arguments: object) -> None:
             record(*arguments)  # type: ignore[arg-type]
+            cut_streams(destination)
             loop.call_soon_threadsafe(cable.cut)
 
         loop = asyncio.get_running_loop()

@@ -55,7 +55,7 @@ class Stranger:
             "guest_uid": UID,
             "spec": make_spec(),
             "epoch": 2,
-            "stream_version": 1,
+            "stream_version": 2,
             "snapshot_version": 1,
             **changes,
         }
@@ -75,6 +75,7 @@ class Stranger:
             with RecordStream.dial(prepared.data_address, secret, maximum=MAX_RECORD) as stream:
                 sender = PageSender(stream, self.guest.ram)
                 sender.send_round(1, np.arange(sender.page_count, dtype=np.uint32), last=True)
+                sender.confirm_last(1)
                 return sender.digests.root(state)
 
         digest = await asyncio.to_thread(send)

@@ -12,12 +12,13 @@ from concurrent.futures import Future
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serai.errors import IntegrityError, SeraiError, UnavailableError
 from serai.hypervisor.driver import PAGE_SIZE
-from serai.migration.convergence import Convergence, Decision, Limits, Round
+from serai.migration.convergence import Convergence, Decision, Limits, Mode, Round
 from serai.migration.digests import PageDigests
 from serai.migration.pages import numbers_of
 from serai.migration.stream import BARRIER, LAST, MAX_RECORD, PAGES, ZERO, PageReceiver, PageSender
@@ -82,6 +83,7 @@ def test_rounds_bring_ram_and_digest_over(pair: Pair) -> None:
     ram[1, 5] = 7
     assert list(sender.find_changed()) == [0, 1]
     last = sender.send_round(2, np.array([0, 1], dtype=np.uint32), last=True)
+    sender.confirm_last(2)
     assert (last.pages, last.zero_pages) == (1, 1)
     pair.outcome.result(10)
     assert bytes(pair.here) == bytes(pair.there)
@@ -93,8 +95,8 @@ def test_the_root_is_what_the_manual_says(pair: Pair) -> None:
     pair.here[PAGE_SIZE : PAGE_SIZE + 3] = b"abc"
     sender = PageSender(pair.stream, memoryview(pair.here))
     sender.send_round(1, everything(), last=True)
-    pages = [hashlib.sha256(pair.here[n * PAGE_SIZE : (n + 1) * PAGE_SIZE]).digest() for n in range(COUNT)]
-    head = b"serai guest digest 1" + struct.pack("!Q", COUNT)
+    pages = [xxhash.xxh3_128(pair.here[n * PAGE_SIZE : (n + 1) * PAGE_SIZE]).digest() for n in range(COUNT)]
+    head = b"serai guest digest 2" + struct.pack("!Q", COUNT)
     expected = hashlib.sha256(head + b"".join(pages) + hashlib.sha256(b"s").digest()).digest()
     assert sender.digests.root(b"s") == expected
 
@@ -183,10 +185,32 @@ def lap(number: int, dirtied: int, *, sent: int = 100 << 20, seconds: float = 1.
 
 
 def test_freeze_when_what_is_left_fits_the_downtime() -> None:
-    # 100 MiB/s and 100 ms: 10 MiB, which is 2560 pages.
-    assert Convergence(Limits()).judge(lap(1, 2560)) is Decision.FREEZE
-    assert Convergence(Limits()).judge(lap(1, 2561)) is Decision.CONTINUE
-    assert Convergence(Limits(max_downtime_s=0.2)).judge(lap(1, 5120)) is Decision.FREEZE
+    # 100 MiB/s and 100 ms: 10 MiB, which is 2560 pages; and another round would not leave much less.
+    small = 3000 * PAGE_SIZE
+    judge = Convergence(Limits())
+    judge.judge(lap(1, 3000))
+    assert judge.judge(lap(2, 2560, sent=small, seconds=small / (100 << 20))) is Decision.FREEZE
+    judge = Convergence(Limits())
+    judge.judge(lap(1, 3000))
+    assert judge.judge(lap(2, 2700, sent=small, seconds=small / (100 << 20))) is Decision.CONTINUE
+
+
+def test_another_round_while_that_leaves_much_less() -> None:
+    judge = Convergence(Limits())
+    assert judge.judge(lap(1, 2000)) is Decision.CONTINUE
+    assert judge.judge(lap(2, 1000, sent=2000 * PAGE_SIZE, seconds=0.08)) is Decision.CONTINUE
+    assert judge.judge(lap(3, 900, sent=1000 * PAGE_SIZE, seconds=0.04)) is Decision.FREEZE
+
+
+def test_modes_decide_differently() -> None:
+    assert Convergence(Limits(mode=Mode.HYBRID)).judge(lap(1, 20000)) is Decision.SWITCH
+    assert Convergence(Limits(mode=Mode.HYBRID)).judge(lap(1, 60)) is Decision.FREEZE
+    judge, stubborn = Convergence(Limits()), Convergence(Limits(mode=Mode.PRE_COPY))
+    for number in (1, 2):
+        assert judge.judge(lap(number, 25600)) is Decision.CONTINUE
+    assert judge.judge(lap(3, 25600)) is Decision.SWITCH
+    for number in (1, 2, 3, 4):
+        assert stubborn.judge(lap(number, 25600)) is Decision.CONTINUE
 
 
 def test_tiny_rounds_say_nothing_about_the_rate() -> None:
@@ -198,6 +222,8 @@ def test_tiny_rounds_say_nothing_about_the_rate() -> None:
 
 
 def test_give_up_after_the_last_round_or_the_deadline() -> None:
-    assert Convergence(Limits(max_rounds=3)).judge(lap(3, 9999)) is Decision.GIVE_UP
-    assert Convergence(Limits(deadline_s=1)).judge(lap(1, 9999)) is Decision.GIVE_UP
+    only = Mode.PRE_COPY
+    assert Convergence(Limits(max_rounds=3, mode=only)).judge(lap(3, 9999)) is Decision.GIVE_UP
+    assert Convergence(Limits(deadline_s=1, mode=only)).judge(lap(1, 9999)) is Decision.GIVE_UP
+    assert Convergence(Limits(max_rounds=3)).judge(lap(3, 9999)) is Decision.SWITCH
     assert Convergence(Limits(max_rounds=3)).judge(lap(3, 10)) is Decision.FREEZE

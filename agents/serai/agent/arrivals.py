@@ -157,13 +157,14 @@ class Arrivals:
         except BaseException:
             await self._guests.release(hosted)
             raise
-        arrival = Arrival(
+        host = _ArrivingGuest(self, hosted, request, source_node)
+        host.arrival = arrival = Arrival(
             migration=request.migration,
             guest_uid=request.guest_uid,
             epoch=request.epoch,
             source_node=source_node,
             machine=hosted.machine,
-            host=_ArrivingGuest(self, hosted, request, source_node),
+            host=host,
             silence_s=self._settings.stream_timeout_s,
         )
         self._arrivals[request.migration] = arrival
@@ -207,7 +208,12 @@ class Arrivals:
     async def end_for(self, hosted: Hosted) -> None:
         """The guest is about to be deleted: forget its arrival; ConflictError once it is committed."""
         for arrival in list(self._arrivals.values()):
-            if arrival.guest_uid == hosted.uid and not arrival.over:
+            if arrival.guest_uid != hosted.uid:
+                continue
+            if arrival.incomplete:
+                await arrival.give_up_rest()
+                hosted.migration = ""
+            elif not arrival.over:
                 await arrival.abort("deleted at the destination")
 
     def get(self, migration: str, source_node: str) -> Arrival:
@@ -220,6 +226,17 @@ class Arrivals:
                 reason="NO_ARRIVAL",
             )
         return arrival
+
+    def recover(self, migration: str, source_node: str) -> migration_pb2.RecoverArrivalResponse:
+        """A new channel for pages that are still to follow; NotFoundError."""
+        arrival = self.get(migration, source_node)
+        answer = arrival.recover()
+        if not answer.complete:
+            self._data_plane.register_channel(
+                arrival.secret, arrival.connected, seconds=self._settings.stream_timeout_s
+            )
+            answer.data_address = self.data_address
+        return answer
 
     async def abort(self, migration: str, source_node: str, reason: str) -> str:
         """Forget an arrival; why it had failed before, if it had."""
@@ -297,6 +314,7 @@ class _ArrivingGuest:
         self._hosted = hosted
         self._request = request
         self._source_node = source_node
+        self.arrival: Arrival | None = None
 
     async def record_ownership(self, epoch: int) -> None:
         facts = self._hosted.facts.SerializeToString()
@@ -309,7 +327,14 @@ class _ArrivingGuest:
         self._hosted.presence = Presence.OWNED
         if self._hosted.machine is not None:
             self._guests.adopt(self._hosted, self._hosted.machine)
-        # Kept for a while to answer a commit that comes again.
+        if self.arrival is not None and self.arrival.incomplete:
+            self._hosted.migration = self._request.migration
+        else:
+            self.complete()
+
+    def complete(self) -> None:
+        self._hosted.migration = ""
+        # Kept for a while to answer a commit that comes again, or whether all has come.
         loop = asyncio.get_running_loop()
         loop.call_later(_KEPT_OWNED_S, self._arrivals._arrivals.pop, self._request.migration, None)
 

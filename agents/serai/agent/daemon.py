@@ -205,8 +205,8 @@ class Agent:
         ]
 
     async def _end_migrations(self, hosted: Hosted) -> None:
-        await self.departures.end_for(hosted)
         await self.arrivals.end_for(hosted)
+        await self.departures.end_for(hosted)
 
     def _scoped(self, servicer: object) -> ProviderScope:
         return ProviderScope(servicer, self.settings.provider)

@@ -26,7 +26,7 @@ from serai.errors import (
     StateError,
 )
 from serai.hypervisor.driver import GuestState
-from serai.migration.convergence import Limits
+from serai.migration.convergence import Limits, Mode
 from serai.migration.outgoing import COMMIT_TIMEOUT_S, Departure, Outgoing
 from serai.migration.ownership import ask_holder
 from serai.migration.progress import Progress
@@ -189,6 +189,15 @@ class Departures:
             raise MigrationError(f"{name} is over", hint="look at its state", reason="TOO_LATE")
         outgoing.cancel(CancelledByUserError("cancelled"))
         await progress.wait_finished()
+        return progress
+
+    def recover(self, name: str) -> Progress:
+        """Send now what is to follow after a guest that has moved; StateError when nothing is."""
+        progress = self.get(name)
+        outgoing = self._running.get(name)
+        if outgoing is None:
+            raise StateError(f"{name} is over", hint="look at its state", reason="NOTHING_TO_RECOVER")
+        outgoing.recover()
         return progress
 
     async def end_for(self, hosted: Hosted) -> None:
@@ -370,12 +379,20 @@ class _LeavingGuest:
         await asyncio.to_thread(self._records.settle, self._hosted.uid)
 
 
+_Options = migration_pb2.MigrationOptions
+_MODES = {
+    _Options.MODE_UNSPECIFIED: Mode.AUTO,
+    _Options.AUTO: Mode.AUTO,
+    _Options.PRE_COPY: Mode.PRE_COPY,
+    _Options.POST_COPY: Mode.POST_COPY,
+    _Options.HYBRID: Mode.HYBRID,
+    _Options.OFFLINE: Mode.OFFLINE,
+}
+
+
 def _limits(options: migration_pb2.MigrationOptions) -> Limits:
-    if options.mode not in (
-        migration_pb2.MigrationOptions.MODE_UNSPECIFIED,
-        migration_pb2.MigrationOptions.PRE_COPY,
-    ):
-        raise InvalidInputError(f"mode {options.mode} is unknown here", hint="use PRE_COPY")
+    if options.mode not in _MODES:
+        raise InvalidInputError(f"mode {options.mode} is unknown here", hint="leave the mode out")
     if options.max_downtime_ms < 0 or options.deadline_s < 0:
         raise InvalidInputError(
             "max_downtime_ms and deadline_s cannot be negative", hint="0 means the default"
@@ -384,4 +401,5 @@ def _limits(options: migration_pb2.MigrationOptions) -> Limits:
     return Limits(
         max_downtime_s=options.max_downtime_ms / 1000 or defaults.max_downtime_s,
         deadline_s=options.deadline_s or defaults.deadline_s,
+        mode=_MODES[options.mode],
     )

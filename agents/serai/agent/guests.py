@@ -130,7 +130,13 @@ class Guests:
         if facts.uid not in self._driver.survivors():
             return None
         try:
-            return await self._driver.adopt(build_config(facts.uid, facts.spec, None))
+            machine = await self._driver.adopt(build_config(facts.uid, facts.spec, None))
+            if machine is not None and any(machine.absent):
+                # Who knew how to get its pages ended with the agent: the source has it as it was handed over.
+                log.error("%s ends: pages of it were still on their way", facts.name)
+                await machine.close()
+                return None
+            return machine
         except SeraiError as error:
             log.error("%s cannot be adopted: %s", facts.name, error, extra={"guest": facts.uid})
             self._driver.discard(facts.uid)

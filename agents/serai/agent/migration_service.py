@@ -56,6 +56,10 @@ class MigrationService(MigrationServiceServicer):
         progress = await self._departures.cancel(request.name)
         return progress.copy()
 
+    async def RecoverMigration(self, request: pb.GetMigrationRequest, context: Any) -> pb.Migration:
+        """Try now to send what is to follow."""
+        return self._departures.recover(request.name).copy()
+
     async def PermitArrival(self, request: pb.PermitArrivalRequest, context: Any) -> pb.PermitArrivalResponse:
         """Consent to one arrival."""
         return pb.PermitArrivalResponse(permit=self._arrivals.permit(request))
@@ -85,6 +89,12 @@ class MigrationPeerService(MigrationPeerServiceServicer):
     async def CommitArrival(self, request: pb.CommitArrivalRequest, context: Any) -> pb.CommitArrivalResponse:
         """*go*."""
         return await self._arrivals.get(request.migration, caller(context).owner).commit(request)
+
+    async def RecoverArrival(
+        self, request: pb.RecoverArrivalRequest, context: Any
+    ) -> pb.RecoverArrivalResponse:
+        """A new channel for what is to follow."""
+        return self._arrivals.recover(request.migration, caller(context).owner)
 
     async def AbortArrival(self, request: pb.AbortArrivalRequest, context: Any) -> pb.AbortArrivalResponse:
         """Forget."""

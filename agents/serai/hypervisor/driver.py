@@ -267,11 +267,31 @@ class Guest(abc.ABC):
     # Migration, destination side.
 
     @abc.abstractmethod
-    async def restore(self, state: bytes, *, scrollback: bytes = b"") -> None:
+    async def restore(self, state: bytes, *, scrollback: bytes = b"", absent: bool = False) -> None:
         """Load what `save_state` gave, after RAM has been filled; the guest is then PAUSED.
+
+        With `absent`, the pages marked in `absent` are still on their way and the guest may run all the same.
 
         Raises HypervisorError naming the section that is damaged or of an unknown version.
         """
+
+    # Pages on their way (post-copy).
+
+    @property
+    @abc.abstractmethod
+    def absent(self) -> memoryview:
+        """A byte a page, not 0 while its content is still on its way; to be set before `restore` only.
+
+        Whoever writes a page into `ram` clears its byte afterwards, from any thread.
+        """
+
+    @abc.abstractmethod
+    def on_absent(self, listener: Callable[[list[int]], None] | None) -> None:
+        """Call `listener` with the pages that the guest needs now; it stands still until `pages_arrived`."""
+
+    @abc.abstractmethod
+    async def pages_arrived(self, *, everything: bool = False) -> None:
+        """Bytes of `absent` have been cleared: let a guest that waits look again; `everything`: all of them."""
 
     @abc.abstractmethod
     async def close(self) -> None:

@@ -14,13 +14,14 @@ import logging
 import mmap
 import os
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
 from serai.errors import AlreadyExistsError, HypervisorError
 from serai.hypervisor.base import SCROLLBACK_BYTES, BaseGuest
 from serai.hypervisor.driver import (
+    PAGE_SIZE,
     Driver,
     FramePort,
     GuestConfig,
@@ -84,9 +85,11 @@ class EmulatedGuest(BaseGuest):
         self._ram_file = ram_file
         if ram_file < 0:
             self._ram_file = os.memfd_create(f"serai-{config.uid}"[:200], os.MFD_CLOEXEC)
-            os.ftruncate(self._ram_file, config.ram_bytes)
+            os.ftruncate(self._ram_file, config.ram_bytes + _absent_length(config))
         self._memory = mmap.mmap(self._ram_file, config.ram_bytes)
         self._view = memoryview(self._memory)
+        self._absent: memoryview | None = None
+        self._absent_listener: Callable[[list[int]], None] | None = None
 
     # Building.
 
@@ -121,7 +124,7 @@ class EmulatedGuest(BaseGuest):
                 end.close()
         self._watcher = self._loop.create_task(self._watch_process(self._child))
         fields = protocol.config_to_fields(machine_config(self.config))
-        await self._request("configure", version=protocol.VERSION, config=fields)
+        await self._request("configure", version=protocol.VERSION, config=fields, incoming=self._incoming)
 
     def adopt(self, survivor: Survivor) -> None:
         """Be the guest of a process that an earlier agent started."""
@@ -179,6 +182,9 @@ class EmulatedGuest(BaseGuest):
                 self._set_state(GuestState.STOPPED, str(fields["reason"]))
             case "fault":
                 self._set_state(GuestState.FAILED, str(fields["reason"]))
+            case "absent":
+                if self._absent_listener is not None:
+                    self._absent_listener([int(page) for page in fields["pages"]])
             case "line":
                 _log.warning("guest %s says on the host channel: %s", self.uid, fields["text"])
             case "rebooted":
@@ -385,14 +391,31 @@ class EmulatedGuest(BaseGuest):
         await self._complete_ram()
         return (await self._request("save")).payload
 
-    async def restore(self, state: bytes, *, scrollback: bytes = b"") -> None:
+    async def restore(self, state: bytes, *, scrollback: bytes = b"", absent: bool = False) -> None:
         """See `Guest.restore`."""
         self._expect("restore", GuestState.DEFINED)
         if not self._incoming:
             raise HypervisorError(f"guest {self.uid}: was not created to be restored into")
-        await self._request("restore", payload=state)
+        await self._request("restore", payload=state, absent=absent)
         self._scrollback[:] = scrollback
         self._set_state(GuestState.PAUSED)
+
+    @property
+    def absent(self) -> memoryview:
+        """See `Guest.absent`; lies behind RAM in its file."""
+        if self._absent is None:
+            length = _absent_length(self.config)
+            mapped = mmap.mmap(self._ram_file, length, offset=self.config.ram_bytes)
+            self._absent = memoryview(mapped)[: self.config.ram_bytes // PAGE_SIZE]
+        return self._absent
+
+    def on_absent(self, listener: Callable[[list[int]], None] | None) -> None:
+        """See `Guest.on_absent`."""
+        self._absent_listener = listener
+
+    async def pages_arrived(self, *, everything: bool = False) -> None:
+        """See `Guest.pages_arrived`."""
+        await self._request("present", all=everything)
 
     async def close(self) -> None:
         """See `Guest.close`; `ram` is gone afterwards, except for views that others still hold."""
@@ -524,6 +547,11 @@ class EmulatedDriver(Driver):
         if self._zygote is not None:
             await self._zygote.close()
             self._zygote = None
+
+
+def _absent_length(config: GuestConfig) -> int:
+    """Bytes of the pages that hold a byte for each page of RAM."""
+    return -(-(config.ram_bytes // PAGE_SIZE) // PAGE_SIZE) * PAGE_SIZE
 
 
 def machine_config(config: GuestConfig) -> MachineConfig:

@@ -95,6 +95,9 @@ class FakeGuest(BaseGuest):
         self._ready_seconds: float | None = None
         self._exits: dict[str, int] = {}
         self._workload: asyncio.Task[None] | None = None
+        self._absent = memoryview(bytearray(config.memory_bytes // PAGE_SIZE))
+        self._absent_listener: Callable[[list[int]], None] | None = None
+        self._arrived = asyncio.Event()
         self.elapsed_ns = 0
         self.typed = bytearray()
 
@@ -133,7 +136,26 @@ class FakeGuest(BaseGuest):
             await asyncio.sleep(0.005)
             if self.state is GuestState.RUNNING:
                 steps = max(1, round((time.monotonic() - started) * pages_per_second))
-                self.run(steps, working_set_pages=working_set_pages)
+                await self._run_with_absent(steps, working_set_pages)
+
+    async def _run_with_absent(self, steps: int, working_set_pages: int | None) -> None:
+        """As `run`; a step that needs an absent page asks for it and waits."""
+        pages = min(working_set_pages or self.pages, self.pages)
+        for _ in range(steps):
+            if any(self._absent):
+                ahead = random.Random()
+                ahead.setstate(self._random.getstate())
+                await self._need(ahead.randrange(pages))
+            if self.state is not GuestState.RUNNING:
+                return
+            self.run(1, working_set_pages=working_set_pages)
+
+    async def _need(self, page: int) -> None:
+        while self._absent[page]:
+            self._arrived.clear()
+            if self._absent_listener is not None:
+                self._absent_listener([page])
+            await self._arrived.wait()
 
     def print(self, data: bytes) -> None:
         """The guest writes to its console."""
@@ -277,7 +299,7 @@ class FakeGuest(BaseGuest):
         ).encode()
         return _STATE_MAGIC + hashlib.sha256(body).digest() + body
 
-    async def restore(self, state: bytes, *, scrollback: bytes = b"") -> None:
+    async def restore(self, state: bytes, *, scrollback: bytes = b"", absent: bool = False) -> None:
         """See `Guest.restore`."""
         self._expect("restore", GuestState.DEFINED)
         if not self._incoming:
@@ -300,6 +322,19 @@ class FakeGuest(BaseGuest):
                 self._ports[name].received.extendleft(bytes.fromhex(frame) for frame in reversed(frames))
         self._scrollback[:] = scrollback
         self._set_state(GuestState.PAUSED)
+
+    @property
+    def absent(self) -> memoryview:
+        """See `Guest.absent`."""
+        return self._absent
+
+    def on_absent(self, listener: Callable[[list[int]], None] | None) -> None:
+        """See `Guest.on_absent`."""
+        self._absent_listener = listener
+
+    async def pages_arrived(self, *, everything: bool = False) -> None:
+        """See `Guest.pages_arrived`."""
+        self._arrived.set()
 
     async def close(self) -> None:
         """See `Guest.close`; RAM stays readable for as long as somebody holds a view of it."""

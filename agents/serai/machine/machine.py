@@ -54,6 +54,8 @@ class MachineExit(enum.Enum):
     POWERED_OFF = "powered off"
     REBOOT = "reboot"
     FAULT = "fault"
+    ABSENT = "absent"
+    """It needs page `Machine.missing`, which has not arrived yet; nothing else can be done until it has."""
 
 
 @dataclass
@@ -93,6 +95,8 @@ class Machine:
         self._instructions_before = 0
         self._restored_at_ticks: int | None = None
         self.memory = GuestMemory(ram, board.RAM_BASE, self._wrote)
+        self.missing = 0
+        self._absent: memoryview | None = None
         self._make_hart = make_hart
         self.harts = Harts(self._new_hart, config.possible_vcpus, config.clock, config.vcpus, bare=self._bare)
         self._cycle_scale = CycleScale(self.hart.host_cycles())
@@ -126,6 +130,8 @@ class Machine:
         hart = self._make_hart(self.memory.ram, number, self.config.clock)
         if self._bare:
             hart.become_bare()
+        if self._absent is not None:
+            hart.set_absent(self._absent)
         return hart
 
     def _interrupt_output(self, hart: int, bit: int) -> Callable[[bool], None]:
@@ -264,6 +270,9 @@ class Machine:
             case ExitReason.PAUSE:
                 self._count("pause")
                 self.harts.give_way()
+            case ExitReason.ABSENT:
+                self.missing = (hart.exit_address - board.RAM_BASE) // PAGE_SIZE
+                return MachineExit.ABSENT
             case ExitReason.FAULT:
                 self.fault = hart.fault
                 return MachineExit.FAULT
@@ -368,8 +377,26 @@ class Machine:
             self.hart.advance_time(elapsed_ns)
         for transport in self.virtio:
             transport.frozen = False
+        if self._absent is None:
+            self.serve_devices()
+
+    def serve_devices(self) -> None:
+        """Look again at requests that waited for the host. After `resumed` with absent pages the caller's duty.
+
+        It may have to wait for such pages, which do not come before `resumed` has returned.
+        """
+        for transport in self.virtio:
             for index in range(len(transport.queues)):
                 transport.serve(index)
+
+    # Pages on their way.
+
+    def set_absent(self, absent: memoryview | None) -> None:
+        """A byte a page, not 0 while that page of RAM is still on its way (post-copy); None: all are here."""
+        self._absent = absent
+        self.memory.absent = absent
+        for hart in self.harts.all:
+            hart.set_absent(absent)
 
     # The dirty log.
 

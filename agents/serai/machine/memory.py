@@ -16,8 +16,8 @@ _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
 
-def _never(page: int) -> None:
-    raise GuestAccessError(f"page {page} has not arrived, and nobody fetches it")
+def _never(pages: list[int]) -> None:
+    raise GuestAccessError(f"page {pages[0]} has not arrived, and nobody fetches it")
 
 
 class GuestMemory:
@@ -33,8 +33,8 @@ class GuestMemory:
         self.size = len(ram)
         self.absent: memoryview | None = None
         """A byte a page, not 0 while the page is still on its way (post-copy)."""
-        self.fetch: Callable[[int], None] = _never
-        """Called with the number of an absent page that a device needs; returns when it is there."""
+        self.fetch: Callable[[list[int]], None] = _never
+        """Called with the numbers of absent pages that a device needs; returns when they are there."""
         self.wrote: Callable[[int, int], None] = wrote or (lambda address, length: None)
 
     def offset(self, address: int, length: int) -> int:
@@ -48,9 +48,10 @@ class GuestMemory:
 
     def _fetch(self, offset: int, length: int) -> None:
         assert self.absent is not None
-        for page in range(offset // PAGE_SIZE, (offset + max(length, 1) - 1) // PAGE_SIZE + 1):
-            if page < len(self.absent) and self.absent[page]:
-                self.fetch(page)
+        first, last = offset // PAGE_SIZE, (offset + max(length, 1) - 1) // PAGE_SIZE
+        missing = [page for page in range(first, min(last + 1, len(self.absent))) if self.absent[page]]
+        if missing:
+            self.fetch(missing)
 
     def read(self, address: int, length: int) -> bytes:
         """A copy of the range."""

@@ -74,6 +74,10 @@ class GuestProcess:
         self._decoder = protocol.Decoder()
         self._outgoing = bytearray()
         self._running = False
+        self._stalled = False
+        self._fetching = False
+        self._devices_wait = False
+        self._deferred: list[Message] = []
         self._finished = False
         self._budget = _MINIMUM_BUDGET
         self._started_at = 0.0
@@ -93,6 +97,7 @@ class GuestProcess:
             "restore": self._restore,
             "complete_ram": self._complete_ram,
             "identify": self._identify,
+            "present": self._present,
             "statistics": self._statistics,
             "trace": self._trace,
             "take_trace": self._take_trace,
@@ -121,7 +126,8 @@ class GuestProcess:
             while not self._finished:
                 if self._survival.remaining == 0:
                     self._nobody_came()
-                if self._running:
+                self._catch_up()
+                if self._running and not self._stalled:
                     self._slice()
                 else:
                     self._poll(None)
@@ -131,6 +137,14 @@ class GuestProcess:
             self._say_farewell()
             raise
         self._say_farewell()
+
+    def _catch_up(self) -> None:
+        """Do what could not be done while a device waited for pages, or before the agent had its answer."""
+        while self._deferred:
+            self._answer(self._deferred.pop(0))
+        if self._devices_wait and self._running:
+            self._devices_wait = False
+            self._require_machine().serve_devices()
 
     def _slice(self) -> None:
         machine = self._require_machine()
@@ -143,6 +157,10 @@ class GuestProcess:
         self._flush_output(machine)
         if cause is MachineExit.WAIT:
             self._idle(machine)
+        elif cause is MachineExit.ABSENT:
+            self._stalled = True
+            self._send(Message({"event": "absent", "pages": [machine.missing]}))
+            self._poll(0)
         else:
             if cause is not MachineExit.BUDGET:
                 self._ended(machine, cause)
@@ -222,7 +240,10 @@ class GuestProcess:
             self._agent_gone()
             return
         for message in self._decoder.feed(data):
-            self._answer(message)
+            if self._fetching and message.fields.get("op") not in ("present", "statistics"):
+                self._deferred.append(message)
+            else:
+                self._answer(message)
 
     def _agent_gone(self) -> None:
         """Wait for the next one if that is wanted, else end: nobody may own this guest any more."""
@@ -351,6 +372,9 @@ class GuestProcess:
         self._machine = machine
         self._resizing = Resizing(machine, self._resized)
         self._open_console()
+        if request.fields.get("incoming"):
+            # Everything that a restore needs is loaded and this process's own before a guest stands still for it.
+            machine.restore(machine.save())
         return Message({})
 
     def _start(self, request: Message) -> Message:
@@ -367,6 +391,7 @@ class GuestProcess:
 
     def _resume(self, request: Message) -> Message:
         self._require_machine().resumed(int(request.fields.get("elapsed_ns", 0)))
+        self._devices_wait = self._require_machine().memory.absent is not None
         self._running = True
         return Message({})
 
@@ -414,8 +439,43 @@ class GuestProcess:
         if self._running:
             raise ProtocolError("the guest runs: its state cannot be replaced")
         machine.restore(request.payload)
+        if request.fields.get("absent"):
+            machine.set_absent(self._map_absent(machine))
+            machine.memory.fetch = self._fetch
         self._loaded = True
         return Message({})
+
+    def _map_absent(self, machine: Machine) -> memoryview:
+        """The bytes that say which pages are still on their way lie behind RAM, shared with the agent."""
+        size = machine.config.memory_bytes
+        pages = size // mmap.PAGESIZE
+        length = -(-pages // mmap.PAGESIZE) * mmap.PAGESIZE
+        return memoryview(mmap.mmap(self._ram_file, length, offset=size))[:pages]
+
+    def _present(self, request: Message) -> Message:
+        """Pages that were asked for have come; with `all`, every page has."""
+        self._stalled = False
+        if request.fields.get("all"):
+            self._require_machine().set_absent(None)
+        return Message({})
+
+    def _fetch(self, pages: list[int]) -> None:
+        """A device needs absent pages: wait, and meanwhile answer only what cannot disturb the device."""
+        absent = self._require_machine().memory.absent
+        self._send(Message({"event": "absent", "pages": pages}))
+        self._fetching = True
+        try:
+            while absent is not None and any(absent[page] for page in pages):
+                if self._finished:
+                    raise ProtocolError(f"page {pages[0]} will not come: the agent is gone")
+                ends = [self._control] if self._survival.listener is None else [self._survival.listener]
+                if self._survival.remaining is None:
+                    ends = [self._control]
+                if select.select(ends, [], [], 1.0)[0]:
+                    for descriptor in {end.fileno() for end in ends} & set(self._handlers):
+                        self._handlers[descriptor](select.EPOLLIN)
+        finally:
+            self._fetching = False
 
     def _statistics(self, request: Message) -> Message:
         machine = self._require_machine()

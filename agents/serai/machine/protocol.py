@@ -10,7 +10,8 @@ results, or `error` (text for people) with `kind` (the exception's class). Reque
 ==============  =========================================  ==========================================
 op              fields, payload                            reply
 ==============  =========================================  ==========================================
-configure       version, config (see `config_to_fields`)   - builds the machine, loads nothing
+configure       version, config (see `config_to_fields`),  - builds the machine, loads nothing
+                incoming                                   - `incoming`: it is to be restored
 start           -                                          - loads kernel and initramfs and runs
 pause           -                                          - after the last instruction
 resume          elapsed_ns                                 -
@@ -18,7 +19,9 @@ start_dirty     -                                          -
 take_dirty      -                                          payload: bitmap
 stop_dirty      -                                          -
 save            -                                          payload: snapshot
-restore         payload: snapshot                          -
+restore         payload: snapshot; absent                  - with `absent`, pages may be on their way: a byte
+                                                           each behind RAM in its file, not 0 until it is there
+present         all                                        - pages that were asked for are there; `all`: all are
 statistics      -                                          instructions, cpu_seconds, ready_seconds, exits,
                                                            events (like exits), costs (cause: events,
                                                            nanoseconds), kernel_release, frames_lost
@@ -32,7 +35,8 @@ resize          vcpus, memory_bytes                        - asks the guest; the
 stop            -                                          - and the process ends
 ==============  =========================================  ==========================================
 
-Events carry `event`: `line` (text; a line on the host channel); and, with the same fields as the reply to
+Events carry `event`: `line` (text; a line on the host channel); `absent` (pages; the guest stands still until
+they are there, `present` says when to look again); and, with the same fields as the reply to
 `statistics`: `ready`, `stopped` (reason), `rebooted`, `fault` (reason), `resized` (view: processors, total
 and free bytes as the guest sees them). When the control socket ends, the
 guest process ends at once, unless it was given a listening socket.

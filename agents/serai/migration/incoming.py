@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
+
+import numpy as np
+from google.protobuf.message import Message
 
 from serai.errors import IntegrityError, MigrationError, SeraiError
 from serai.hypervisor.driver import Guest as Machine
 from serai.hypervisor.driver import GuestState
 from serai.migration import destination
 from serai.migration.destination import Destination, Stage
-from serai.migration.stream import MAX_RECORD, PageReceiver
+from serai.migration.pages import Numbers
+from serai.migration.stream import DONE, GO, MAX_RECORD, REFUSED, STATE, WANT, PageReceiver
 from serai.v1 import migration_pb2
 from serai.wire.records import ChannelSecret, Direction
+from serai.wire.status import error_to_status
 from serai.wire.streams import RecordStream
 
 log = logging.getLogger(__name__)
 
 _ASK_PAUSE_S = 1.0
+_GO_S = 60.0
+"""A stream that waits for *go* is kept for so long; afterwards *go* comes over gRPC."""
+
+_ALIVE_S = 2.0
+"""The source hears so often that the link lives, whether the guest wants pages or not."""
 
 
 class DestinationHost(Protocol):
@@ -36,6 +48,9 @@ class DestinationHost(Protocol):
 
     def ran(self) -> None:
         """The guest runs and is listed as this node's."""
+
+    def complete(self) -> None:
+        """Every page of the guest that runs here has come."""
 
     async def forget(self, error: SeraiError) -> None:
         """Free everything: it never was this node's."""
@@ -82,6 +97,12 @@ class Arrival:
         self._received: asyncio.Future[PageReceiver] = loop.create_future()
         self._stream: RecordStream | None = None
         self._receiving: asyncio.Task[None] | None = None
+        self._rest: PageReceiver | None = None
+        """Takes the pages that follow after the guest; None when all are here."""
+        self._wanted: set[int] = set()
+        self._pushing: RecordStream | None = None
+        self._sending = threading.Lock()
+        self._asked_at = 0.0
         self._request = migration_pb2.VerifyArrivalRequest()
         self._response = migration_pb2.VerifyArrivalResponse()
         self._frozen_ns = 0
@@ -119,7 +140,7 @@ class Arrival:
 
     def connected(self, sock: socket.socket, _: int) -> None:
         """The source has dialled and proved that it knows the key."""
-        if self.over:
+        if self.over and not self.incomplete:
             sock.close()
             return
         sock.setblocking(True)
@@ -189,9 +210,16 @@ class Arrival:
         return following
 
     async def _receive(self, stream: RecordStream) -> None:
-        receiver = PageReceiver(stream, self._machine.ram, self._note_progress)
+        """All that one connection brings."""
         try:
-            await self._loop.run_in_executor(self._thread, receiver.run)
+            if self._rest is not None:
+                await self._take_rest(stream, self._rest)
+                return
+            receiver = PageReceiver(stream, self._machine.ram, self._note_progress)
+            payload = await self._in_thread(receiver.run)
+            self._received.set_result(receiver)
+            if payload is not None:
+                await self._serve_stream(stream, receiver, payload)
         except SeraiError as error:
             await self._lose_stream(error)
         except Exception as error:
@@ -199,15 +227,127 @@ class Arrival:
             await self._lose_stream(
                 IntegrityError(f"a defect at the destination: {error!r}", reason="DEFECT")
             )
-        else:
-            self._received.set_result(receiver)
         finally:
             stream.close()
-            self._thread.shutdown(wait=False)
+
+    async def _serve_stream(self, stream: RecordStream, receiver: PageReceiver, payload: bytes) -> None:
+        """Verify and commit as the gRPC methods do, then take the pages that follow."""
+        stream.set_timeout(max(self._silence_s, _GO_S))
+        request = migration_pb2.VerifyArrivalRequest.FromString(payload)
+        if not await self._answer(stream, STATE, lambda: self.verify(request)):
+            return
+        go = migration_pb2.CommitArrivalRequest.FromString(await self._in_thread(receiver.wait_for, GO))
+        if await self._answer(stream, GO, lambda: self.commit(go)) and self._rest is not None:
+            stream.set_timeout(self._silence_s)
+            await self._take_rest(stream, self._rest)
+
+    async def _answer(self, stream: RecordStream, kind: int, work: Callable[[], Awaitable[Message]]) -> bool:
+        """Send what `work` gives, or why not."""
+        try:
+            answer = await work()
+        except SeraiError as error:
+            stream.send(kind, error_to_status(error).SerializeToString(), flags=REFUSED)
+            return False
+        # A few dozen bytes into an empty socket buffer: no thread is needed.
+        stream.send(kind, answer.SerializeToString())
+        return True
 
     async def _lose_stream(self, error: SeraiError) -> None:
-        self._received.set_exception(error)
+        if not self._received.done():
+            self._received.set_exception(error)
+        if self.incomplete:
+            log.warning("%s: the link is lost while pages are to follow: %s", self.guest_uid, error)
         await self._obey(destination.Failed(error))
+
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await self._loop.run_in_executor(self._thread, function, *arguments)
+
+    # Pages that follow.
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether the guest lives here and pages of it do not yet."""
+        return self._core.stage in (Stage.RESUMING, Stage.OWNED) and self._rest is not None
+
+    def recover(self) -> migration_pb2.RecoverArrivalResponse:
+        """A new channel for the rest; its secret is `secret` from now on."""
+        if self._rest is None:
+            return migration_pb2.RecoverArrivalResponse(complete=True)
+        if self._stream is not None:
+            self._stream.shutdown()
+        self.secret = ChannelSecret.generate()
+        missing = np.packbits(np.frombuffer(self._machine.absent, dtype=np.uint8) != 0, bitorder="little")
+        return migration_pb2.RecoverArrivalResponse(
+            channel_id=self.secret.identifier, key=self.secret.key, missing=missing.tobytes()
+        )
+
+    async def give_up_rest(self) -> None:
+        """The guest is about to be deleted: nothing more is to come."""
+        self._machine.on_absent(None)
+        await self._end_receiving()
+        self._rest = None
+
+    def _expect_rest(self, receiver: PageReceiver) -> None:
+        self._rest = receiver
+        absent = np.frombuffer(self._machine.absent, dtype=np.uint8)
+        absent[receiver.absent] = 1
+        self._machine.on_absent(self._want)
+
+    def _want(self, pages: list[int]) -> None:
+        """The guest stands still until these come."""
+        self._wanted.update(pages)
+        absent = self._machine.absent
+        if not any(absent[page] for page in pages):
+            self._wake()
+            return
+        # What a broken stream loses is asked for again over the next one.
+        with contextlib.suppress(SeraiError):
+            self._ask_for(pages)
+
+    def _ask_for(self, pages: list[int]) -> None:
+        if self._pushing is not None:
+            self._asked_at = time.monotonic()
+            with self._sending:
+                self._pushing.send(WANT, np.array(pages, dtype=">u4").tobytes())
+
+    def _wake(self) -> None:
+        absent = self._machine.absent
+        self._wanted = {page for page in self._wanted if absent[page]}
+        self._host.start_task(self._tell_arrived(), f"wake {self.guest_uid}")
+
+    async def _tell_arrived(self) -> None:
+        with contextlib.suppress(SeraiError):
+            await self._machine.pages_arrived()
+
+    def _arrived(self, numbers: Numbers) -> None:
+        """In the thread that receives."""
+        if self._wanted and not self._wanted.isdisjoint(numbers.tolist()):
+            self._loop.call_soon_threadsafe(self._wake)
+        if time.monotonic() - self._asked_at > _ALIVE_S:
+            self._ask_for([])
+
+    async def _take_rest(self, stream: RecordStream, receiver: PageReceiver) -> None:
+        self._stream = self._pushing = stream
+        try:
+            if self._wanted:
+                self._ask_for(sorted(self._wanted))
+            absent = np.frombuffer(self._machine.absent, dtype=np.uint8)
+            theirs = await self._in_thread(receiver.run_rest, stream, absent, self._arrived)
+            if absent.any():
+                raise IntegrityError("the source says that it is done, and pages are missing")
+            ours = receiver.digests.root(b"")
+            if ours != theirs:
+                log.error(
+                    "%s: the pages that followed have another digest than at the source", self.guest_uid
+                )
+            stream.send(DONE, ours)
+        finally:
+            self._pushing = None
+        await self._machine.pages_arrived(everything=True)
+        self._rest = None
+        self._machine.on_absent(None)
+        receiver.release()
+        self._host.complete()
 
     def _note_progress(self) -> None:
         self._heard = time.monotonic()
@@ -229,7 +369,7 @@ class Arrival:
                 receiver = await asyncio.shield(self._received)
         except TimeoutError:
             raise MigrationError("the last pages did not come", reason="STALLED") from None
-        digest = await asyncio.to_thread(receiver.digests.root, self._request.state)
+        digest = receiver.digests.root(self._request.state)
         if digest != self._request.digest:
             raise IntegrityError(
                 f"what arrived has the digest {digest.hex()[:16]}...,"
@@ -237,12 +377,16 @@ class Arrival:
                 hint="the guest goes on at the source",
                 reason="DIGEST_MISMATCH",
             )
-        await self._machine.restore(self._request.state, scrollback=self._request.scrollback)
+        later = bool(len(receiver.absent))
+        if later:
+            self._expect_rest(receiver)
+        await self._machine.restore(self._request.state, scrollback=self._request.scrollback, absent=later)
         self._response = migration_pb2.VerifyArrivalResponse(
             digest=digest, verify_ms=(time.monotonic() - started) * 1000
         )
         self._request = migration_pb2.VerifyArrivalRequest()
-        receiver.release()
+        if not later:
+            receiver.release()
         return destination.Matched()
 
     async def _say_ready(self, _: destination.SayReady) -> None:
@@ -298,6 +442,9 @@ class Arrival:
 
     async def _end_receiving(self) -> None:
         """The thread writes into RAM that is about to be freed: wait until it has stopped."""
+        if self._received.done() and self._pushing is None:
+            # It waits, or is about to tell the source why this ends.
+            return
         if self._stream is not None and self._receiving is not None:
             self._stream.shutdown()
             if self._receiving is not asyncio.current_task():

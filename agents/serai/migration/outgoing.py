@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -12,16 +13,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from serai.errors import MigrationError, SeraiError, StateError
+from serai.errors import MigrationError, NotFoundError, SeraiError, StateError
 from serai.hypervisor.driver import Guest as Machine
 from serai.hypervisor.driver import GuestState
 from serai.migration import source
-from serai.migration.convergence import Limits, Round
+from serai.migration.convergence import Limits, Mode, Round
 from serai.migration.ownership import ask_holder
 from serai.migration.pages import Numbers, numbers_of
 from serai.migration.progress import Progress
+from serai.migration.push import Pusher
 from serai.migration.source import Outcome, Phase, Source
-from serai.migration.stream import MAX_RECORD, STREAM_VERSION, PageSender
+from serai.migration.stream import GO, MAX_RECORD, STATE, STREAM_VERSION, PageSender, Sent
 from serai.v1 import guest_pb2, migration_pb2
 from serai.wire.records import ChannelSecret
 from serai.wire.streams import RecordStream
@@ -38,8 +40,9 @@ FREEZE_TIMEOUT_S = 10.0
 COMMIT_TIMEOUT_S = 5.0
 _STREAM_REASONS = frozenset({"STREAM_LOST", "STREAM_TRUNCATED", "STREAM_INVALID"})
 _LOOK_PAGES = 4096
-"""A round of at most so many pages may be the last before the freeze: it checks the dirty log."""
+"""The first round of at most so many pages checks the dirty log: it takes 10 ms for 128 MiB."""
 
+_TELL_S = 0.1
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 
 
@@ -107,7 +110,12 @@ class Outgoing:
         self._stream: RecordStream | None = None
         self._sender: PageSender | None = None
         self._pending: Numbers = np.empty(0, dtype=np.uint32)
-        self._state = b""
+        self._rest: Numbers = self._pending
+        """Pages that follow after the guest."""
+        self._looked = self._logging = self._redirected = self._reconnected = self._said_go = False
+        self._bytes_before = 0
+        self._recover = asyncio.Event()
+        self._request = migration_pb2.VerifyArrivalRequest()
         self._digest = b""
         self._destination_failure = ""
         self._asked_to_stop = 0.0
@@ -124,6 +132,7 @@ class Outgoing:
             source.AskHolder: self._ask_holder,
             source.RecordReclaim: self._record_reclaim,
             source.Drain: self._drain,
+            source.AwaitLink: self._await_link,
             source.Release: self._release,
             source.Thaw: self._thaw,
             source.Abort: self._abort,
@@ -194,7 +203,7 @@ class Outgoing:
         """End what is under way without leaving a driver call half done."""
         if self._stream is not None:
             self._stream.shutdown()
-        if isinstance(action, source.Prepare | source.Verify):
+        if isinstance(action, source.Prepare):
             work.cancel()
         await asyncio.wait({work})
         if not work.cancelled() and (error := work.exception()) is not None:
@@ -236,9 +245,11 @@ class Outgoing:
         sender = self._expect_sender()
         if action.number == 1:
             await self._machine.start_dirty_log()
+            self._logging = True
             self._pending = np.arange(sender.page_count, dtype=np.uint32)
         pages = self._pending
-        look = len(pages) <= _LOOK_PAGES
+        look = len(pages) <= _LOOK_PAGES and not self._looked
+        self._looked |= look
         sending = asyncio.ensure_future(
             self._in_thread(lambda: sender.send_round(action.number, pages, look=look))
         )
@@ -257,6 +268,7 @@ class Outgoing:
     async def _freeze(self, _: source.Freeze) -> source.Event:
         # What comes for the guest from now on waits here; what it sends until it stops still goes out.
         self._host.hold()
+        self._progress.set_mode(self._core.later, self._plan.limits.mode)
         self._asked_to_stop = time.monotonic()
         await self._machine.pause()
         self._frozen_at = time.monotonic()
@@ -266,29 +278,61 @@ class Outgoing:
     async def _send_rest(self, action: source.SendRest) -> source.Event:
         sender = self._expect_sender()
         started = time.monotonic()
-        logged = numbers_of(await self._machine.take_dirty_pages(), sender.page_count)
-        dirty = np.union1d(self._pending, logged).astype(np.uint32)
-        sending = asyncio.ensure_future(
-            self._in_thread(lambda: sender.send_round(action.number, dirty, last=True))
-        )
+        saving = asyncio.ensure_future(self._save())
         try:
-            self._state = await self._machine.save_state()
-            saved = time.monotonic()
-        finally:
-            done, _ = await asyncio.wait({sending}, timeout=FREEZE_TIMEOUT_S)
+            dirty = await self._last_dirty(sender)
+            sending = asyncio.ensure_future(self._in_thread(self._send_last, sender, action, dirty))
+            # Only what stands still for the sake of a short freeze must not stand still for long.
+            limit = None if self._plan.limits.mode is Mode.OFFLINE else FREEZE_TIMEOUT_S
+            done, _ = await asyncio.wait({sending}, timeout=limit)
             if not done and self._stream is not None:
                 self._stream.shutdown()
-        sent = await sending
+            sent = await sending
+            ended = time.monotonic()
+        finally:
+            await asyncio.wait({saving})
+        self._request = saving.result()
+        self._rest = dirty if action.later else self._rest
+        left = len(dirty) if action.later else 0
         self._progress.add_round(
-            Round(action.number, sent.pages, sent.zero_pages, sent.bytes, sent.seconds, 0), sender.bytes_sent
+            Round(action.number, sent.pages, sent.zero_pages, sent.bytes, sent.seconds, left),
+            sender.bytes_sent,
         )
-        ended = time.monotonic()
-        self._digest = await self._in_thread(sender.digests.root, self._state)
+        saved = time.monotonic()
+        self._digest = self._request.digest = sender.digests.root(self._request.state)
         self._progress.add_downtime_part("final pages", ended - started)
-        self._progress.add_downtime_part("state", saved - started)
-        self._progress.add_downtime_part("digest", time.monotonic() - ended)
+        self._progress.add_downtime_part("state", max(0.0, saved - ended))
+        self._progress.add_downtime_part("digest", time.monotonic() - saved)
         self._progress.resource.report.digest_source = self._digest.hex()
         return source.RestSent(self._digest)
+
+    async def _last_dirty(self, sender: PageSender) -> Numbers:
+        """The pages that the destination does not have as they are now."""
+        if not self._logging:
+            return np.arange(sender.page_count, dtype=np.uint32)
+        logged = numbers_of(await self._machine.take_dirty_pages(), sender.page_count)
+        return np.union1d(self._pending, logged).astype(np.uint32)
+
+    async def _save(self) -> migration_pb2.VerifyArrivalRequest:
+        counters = await self._machine.statistics()
+        return migration_pb2.VerifyArrivalRequest(
+            migration=self._plan.migration,
+            state=await self._machine.save_state(),
+            scrollback=self._machine.read_scrollback(),
+            statistics=guest_pb2.GuestStatistics(
+                instructions=counters.instructions,
+                cpu_seconds=counters.cpu_seconds,
+                boot_seconds=counters.ready_seconds or 0.0,
+                exits=counters.exits,
+            ),
+        )
+
+    def _send_last(self, sender: PageSender, action: source.SendRest, dirty: Numbers) -> Sent:
+        if not action.later:
+            return sender.send_round(action.number, dirty, last=True)
+        before, started = sender.bytes_sent, time.monotonic()
+        sender.send_absent(action.number, dirty)
+        return Sent(bytes=sender.bytes_sent - before, seconds=time.monotonic() - started)
 
     def _with_missed(self, dirty: Numbers, changed: Numbers) -> Numbers:
         """The dirty log is checked, not believed: what differs is sent, whether it was logged or not.
@@ -304,25 +348,22 @@ class Outgoing:
 
     async def _verify(self, _: source.Verify) -> source.Event:
         started = time.monotonic()
-        counters = await self._machine.statistics()
-        answer = await self._peer.VerifyArrival(
-            migration_pb2.VerifyArrivalRequest(
-                migration=self._plan.migration,
-                state=self._state,
-                digest=self._digest,
-                scrollback=self._machine.read_scrollback(),
-                statistics=guest_pb2.GuestStatistics(
-                    instructions=counters.instructions,
-                    cpu_seconds=counters.cpu_seconds,
-                    boot_seconds=counters.ready_seconds or 0.0,
-                    exits=counters.exits,
-                ),
-            ),
-            timeout=FREEZE_TIMEOUT_S,
-        )
+        limit = self._plan.stream_timeout_s if self._plan.limits.mode is Mode.OFFLINE else FREEZE_TIMEOUT_S
+        payload = await self._ask(STATE, self._request.SerializeToString(), limit)
+        answer = migration_pb2.VerifyArrivalResponse.FromString(payload)
+        self._request = migration_pb2.VerifyArrivalRequest()
         self._progress.add_downtime_part("verify", time.monotonic() - started)
         self._progress.resource.report.digest_destination = answer.digest.hex()
         return source.Verified(answer.digest)
+
+    async def _ask(self, kind: int, payload: bytes, seconds: float) -> bytes:
+        assert self._stream is not None
+        self._stream.set_timeout(seconds)
+        try:
+            answer: bytes = await self._in_thread(self._expect_sender().ask, kind, payload)
+        finally:
+            self._stream.set_timeout(self._plan.stream_timeout_s)
+        return answer
 
     async def _record_hand_over(self, _: source.RecordHandOver) -> source.Event:
         started = time.monotonic()
@@ -336,7 +377,7 @@ class Outgoing:
             migration=self._plan.migration, epoch=self.epoch, frozen_ns=int((sent - self._frozen_at) * 1e9)
         )
         try:
-            answer = await self._peer.CommitArrival(request, timeout=COMMIT_TIMEOUT_S)
+            answer = await self._say_go(request)
         except SeraiError as error:
             return source.Unanswered(str(error))
         resumed = answer.resume_ns / 1e9
@@ -345,6 +386,20 @@ class Outgoing:
         self._progress.add_downtime_part("resume", resumed + way)
         self._progress.set_downtime(sent - self._asked_to_stop + way + resumed)
         return source.Acknowledged()
+
+    async def _say_go(
+        self, request: migration_pb2.CommitArrivalRequest
+    ) -> migration_pb2.CommitArrivalResponse:
+        """Over the stream, which is the shortest way; when that fails, over gRPC: it may be said twice."""
+        if not self._said_go:
+            self._said_go = True
+            try:
+                payload = await self._ask(GO, request.SerializeToString(), COMMIT_TIMEOUT_S)
+            except SeraiError as error:
+                log.info("the stream did not answer to go: %s", error)
+            else:
+                return migration_pb2.CommitArrivalResponse.FromString(payload)
+        return await self._peer.CommitArrival(request, timeout=COMMIT_TIMEOUT_S)
 
     async def _ask_holder(self, _: source.AskHolder) -> source.Event:
         await asyncio.sleep(self._pause_s)
@@ -360,8 +415,87 @@ class Outgoing:
         return source.ReclaimRecorded()
 
     async def _drain(self, _: source.Drain) -> source.Event:
-        self._host.redirect()
+        if not self._redirected:
+            self._redirected = True
+            self._host.redirect()
+        if not self._core.later:
+            return source.Drained()
+        if self._stream is None and (event := await self._reconnect()) is not None:
+            return event
+        self._progress.set_link_lost("")
+        try:
+            await self._push()
+        except BaseException:
+            await self._drop_stream()
+            raise
         return source.Drained()
+
+    async def _push(self) -> None:
+        """Send what is to follow."""
+        assert self._stream is not None
+        loop = asyncio.get_running_loop()
+        told = 0.0
+
+        def tell(pusher: Pusher) -> None:
+            nonlocal told
+            if time.monotonic() - told > _TELL_S or not pusher.remaining:
+                told = time.monotonic()
+                loop.call_soon_threadsafe(self._progress.set_rest, pusher, len(self._rest))
+
+        pusher = Pusher(self._stream, self._expect_sender(), self._rest, tell)
+        ours, theirs = await self._in_thread(pusher.run)
+        self._progress.set_rest(pusher, len(self._rest))
+        self._progress.resource.report.bytes_sent = self._bytes_before + self._stream.bytes_sent
+        if not self._reconnected:
+            self._progress.resource.report.digest_source = ours.hex()
+            self._progress.resource.report.digest_destination = theirs.hex()
+            if ours != theirs:
+                log.error("%s: the pages that followed have another digest there", self._plan.facts.name)
+
+    async def _reconnect(self) -> source.Event | None:
+        """A new stream and what is missing; an event when there is nobody to send to."""
+        request = migration_pb2.RecoverArrivalRequest(migration=self._plan.migration)
+        try:
+            answer = await self._peer.RecoverArrival(request, timeout=COMMIT_TIMEOUT_S)
+        except NotFoundError:
+            return source.Answered(
+                await ask_holder(self._peer, self._plan.facts.uid, self.epoch, self._plan.source_node)
+            )
+        if answer.complete:
+            return source.Drained()
+        sender = self._expect_sender()
+        self._rest = numbers_of(answer.missing, sender.page_count)
+        secret = ChannelSecret(answer.channel_id, answer.key)
+        self._reconnected = True
+        self._stream = await self._in_thread(self._dial, answer.data_address, secret)
+        sender.change_stream(self._stream)
+        return None
+
+    async def _await_link(self, action: source.AwaitLink) -> source.Event:
+        await self._drop_stream()
+        self._progress.set_link_lost(action.reason)
+        self._recover.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._pause_s):
+                await self._recover.wait()
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        return source.TryAgain()
+
+    def recover(self) -> None:
+        """Try now to send what is to follow; StateError when nothing is."""
+        if not (self._core.later and self._core.phase is Phase.DRAIN):
+            raise StateError(
+                f"nothing is to be recovered: the migration is at {self._core.phase}",
+                reason="NOTHING_TO_RECOVER",
+            )
+        self._recover.set()
+
+    async def _drop_stream(self) -> None:
+        if self._stream is not None:
+            self._bytes_before += self._stream.bytes_sent
+            self._stream.shutdown()
+            await self._in_thread(self._stream.close)
+            self._stream = None
 
     async def _release(self, _: source.Release) -> source.Event:
         await self._close_stream()
@@ -417,9 +551,6 @@ class Outgoing:
 
     async def _close_stream(self) -> None:
         """The sender holds a view of RAM, which must be gone before the machine is closed."""
-        if self._stream is not None:
-            self._stream.shutdown()
-            await self._in_thread(self._stream.close)
-            self._stream = None
+        await self._drop_stream()
         self._sender = None
         self._thread.shutdown(wait=False)

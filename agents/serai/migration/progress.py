@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Callable
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from serai.errors import SeraiError
-from serai.migration.convergence import Round
+from serai.hypervisor.driver import PAGE_SIZE
+from serai.migration.convergence import Mode, Round
+from serai.migration.push import Pusher
 from serai.migration.source import Outcome, Phase
 from serai.v1 import migration_pb2, operation_pb2
 from serai.wire.status import error_to_status
@@ -36,11 +38,13 @@ class Progress:
     ) -> None:
         self._started = time.monotonic()
         self._on_change = on_change
+        self._requested = 0
         self._wakers: set[asyncio.Event] = set()
         self.phase = Phase.PREPARE
         self.resource = migration_pb2.Migration(
             name=name,
             guest=guest,
+            destination_node=destination_node,
             state=migration_pb2.Migration.RUNNING,
             steps=[_Step(name=phase.value, state=_Step.PENDING) for phase in Phase],
             report=operation_pb2.MigrationReport(
@@ -91,7 +95,41 @@ class Progress:
             )
         )
         self.resource.report.rounds = finished.number
+        if finished.seconds > 0:
+            self.resource.rate = finished.bytes / finished.seconds
+            self.resource.dirty_rate = finished.dirtied_pages * PAGE_SIZE / finished.seconds
+        self.resource.remaining_pages = finished.dirtied_pages
+        if self.resource.rate:
+            self.resource.eta_s = finished.dirtied_pages * PAGE_SIZE / self.resource.rate
         self.resource.report.bytes_sent = bytes_sent
+        self._tell()
+
+    def set_mode(self, later: bool, mode: Mode) -> None:
+        """How the guest really moves."""
+        if mode in (Mode.AUTO, Mode.HYBRID, Mode.PRE_COPY):
+            mode = Mode.PRE_COPY if not later else Mode.HYBRID
+        self.resource.report.mode = str(mode)
+
+    def set_rest(self, pusher: Pusher, total: int) -> None:
+        """How far the pages are that follow after the guest."""
+        resource, sent = self.resource, pusher.sent
+        resource.remaining_pages = pusher.remaining
+        resource.pages_requested += pusher.requested - self._requested
+        self._requested = pusher.requested
+        if sent.seconds > 0:
+            resource.rate = sent.bytes / sent.seconds
+        if resource.rate:
+            resource.eta_s = pusher.remaining * PAGE_SIZE / resource.rate
+        done = total - pusher.remaining
+        self.set_progress(done / max(1, total), f"{done} of {total} pages followed")
+
+    def set_link_lost(self, reason: str) -> None:
+        """Pages are to follow and there is no link; "" when there is one again."""
+        running = migration_pb2.Migration.RUNNING
+        self.resource.state = migration_pb2.Migration.LINK_LOST if reason else running
+        self._requested = 0
+        if reason:
+            self._step().message = f"link lost: {reason}"
         self._tell()
 
     def set_undecided(self, reason: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from serai.errors import IntegrityError, MigrationError, SeraiError
-from serai.migration.convergence import Convergence, Decision, Limits, Round
+from serai.migration.convergence import Convergence, Decision, Limits, Mode, Round
 
 
 class Phase(enum.StrEnum):
@@ -133,7 +133,12 @@ class ReclaimRecorded:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """Frames go to the destination, those held first."""
+    """Frames go to the destination, those held first; every page that was to follow is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class TryAgain:
+    """It is time to look for the destination again, or somebody asked for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +173,7 @@ Event: TypeAlias = (
     | Answered
     | ReclaimRecorded
     | Drained
+    | TryAgain
     | Released
     | Failed
     | Cancelled
@@ -196,9 +202,10 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True)
 class SendRest:
-    """Send the last dirty pages and save the state."""
+    """Send the last dirty pages (or, with `later`, only which they are) and save the state."""
 
     number: int
+    later: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +235,14 @@ class RecordReclaim:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Send held frames, and those that still come, to the destination."""
+    """Send held frames, and those that still come, to the destination; and the pages that were to follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitLink:
+    """Pages are still to follow and the link is lost: wait a while, or until somebody asks. Ends in TryAgain."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +281,7 @@ Action: TypeAlias = (
     | AskHolder
     | RecordReclaim
     | Drain
+    | AwaitLink
     | Release
     | Thaw
     | Abort
@@ -287,6 +302,9 @@ class Source:
         self.committed = False
         self.acknowledged = False
         self._reclaimed = False
+        self.later = False
+        """Post-copy: pages follow after the guest has moved."""
+        self._mode = limits.mode
         self._round = 0
         self._digest = b""
         self._convergence = Convergence(limits)
@@ -311,13 +329,12 @@ class Source:
             case Phase.PREPARE, Begun():
                 return [Prepare()]
             case Phase.PREPARE, Prepared():
-                self.phase = Phase.STREAM
-                return self._next_round()
+                return self._begin()
             case Phase.STREAM, RoundSent(sent):
                 return self._after_round(sent)
             case Phase.FREEZE, Frozen() if self.copy is Copy.RUNNING:
                 self.copy = Copy.FROZEN
-                return [SendRest(self._round + 1)]
+                return [SendRest(self._round + 1, self.later)]
             case Phase.FREEZE, RestSent(digest) if self.copy is Copy.FROZEN:
                 self._digest = digest
                 return [Verify()]
@@ -329,7 +346,13 @@ class Source:
                 return self._commit()
             case Phase.RESUME, _:
                 return self._resume(event)
-            case Phase.DRAIN, Drained():
+            case Phase.DRAIN, TryAgain():
+                return [Drain()]
+            case Phase.DRAIN, Answered(Holder.NOBODY) if self.later:
+                return [RecordReclaim()]
+            case Phase.DRAIN, ReclaimRecorded():
+                return self._reclaim("the destination lost the guest while pages of it were on their way")
+            case Phase.DRAIN, Drained() | Answered(Holder.DESTINATION):
                 self.phase = Phase.RELEASE
                 self.copy = Copy.GONE
                 return [Release()]
@@ -350,6 +373,14 @@ class Source:
         if self.undecided:
             assert self.copy is Copy.FROZEN, "undecided, and not frozen"
 
+    def _begin(self) -> list[Action]:
+        if self._mode not in (Mode.POST_COPY, Mode.OFFLINE):
+            self.phase = Phase.STREAM
+            return self._next_round()
+        self.later = self._mode is Mode.POST_COPY
+        self.phase = Phase.FREEZE
+        return [Freeze()]
+
     def _next_round(self) -> list[Action]:
         self._round += 1
         return [SendRound(self._round)]
@@ -358,7 +389,8 @@ class Source:
         decision = self._convergence.judge(sent)
         if decision is Decision.CONTINUE:
             return self._next_round()
-        if decision is Decision.FREEZE:
+        if decision in (Decision.FREEZE, Decision.SWITCH):
+            self.later = decision is Decision.SWITCH
             self.phase = Phase.FREEZE
             return [Freeze()]
         return self._fail(
@@ -400,16 +432,19 @@ class Source:
             case Answered(Holder.NOBODY):
                 return [RecordReclaim()]
             case ReclaimRecorded():
-                self.owner = Owner.HERE
-                self.undecided = False
-                self._reclaimed = True
-                error = MigrationError(
-                    "the destination lost the guest before it ran there; it goes on at the source",
-                    hint="see the destination's log, then try again",
-                    reason="DESTINATION_LOST",
-                )
-                return self._go_on_here(Outcome.FAILED, error, [])
+                return self._reclaim("the destination lost the guest before it ran there")
         raise self._unexpected(event)
+
+    def _reclaim(self, why: str) -> list[Action]:
+        self.owner = Owner.HERE
+        self.undecided = False
+        self._reclaimed = True
+        error = MigrationError(
+            f"{why}; it goes on at the source",
+            hint="see the destination's log, then try again",
+            reason="DESTINATION_LOST",
+        )
+        return self._go_on_here(Outcome.FAILED, error, [])
 
     def _cancel(self, error: SeraiError) -> list[Action]:
         if not self.cancellable:
@@ -423,6 +458,9 @@ class Source:
     def _fail(self, error: SeraiError) -> list[Action]:
         if self.outcome is not Outcome.RUNNING:
             raise self._unexpected(Failed(error))
+        if self.phase is Phase.DRAIN and self.later:
+            # The other half of the guest is here: it is kept until the destination has all of it.
+            return [AwaitLink(str(error))]
         if self.phase in (Phase.DRAIN, Phase.RELEASE):
             # The guest lives at the destination; what could not be tidied up here does not change that.
             return self._after_hand_over()

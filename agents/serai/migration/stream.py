@@ -7,6 +7,12 @@ PAGES 1      argument: round; payload: count u32, count page numbers u32, count 
 ZERO 2       argument: round; payload: page numbers u32: these have become zero
 BARRIER 3    argument: round; flag 1: the last one, 2: look at what came before; no payload. The receiver
              answers with the same record
+ABSENT 4     argument: round; payload: bitmap (bit n % 8 of byte n // 8): pages that follow after the guest
+STATE 5      payload: VerifyArrivalRequest. Answered by STATE: VerifyArrivalResponse, or with flag 1 why not
+             (google.rpc.Status)
+GO 6         payload: CommitArrivalRequest. Answered by GO: CommitArrivalResponse
+WANT 7       from the destination: page numbers u32 that the guest waits for; empty to say that it lives
+DONE 8       payload: digest of all pages as the source sent them; answered with the destination's
 ===========  ===========================================================================================
 """
 
@@ -16,20 +22,24 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from google.rpc.status_pb2 import Status
 
 from serai.errors import IntegrityError
 from serai.hypervisor.driver import PAGE_SIZE
 from serai.migration.digests import PageDigests
 from serai.migration.memory import populate
-from serai.migration.pages import WORDS, Numbers, Pages, glance, page_view, zero_mask
+from serai.migration.pages import WORDS, Numbers, Pages, glance, numbers_of, page_view, zero_mask
 from serai.wire.records import RecordHeader
+from serai.wire.status import status_to_error
 from serai.wire.streams import RecordStream
 
 STREAM_VERSION = 2
 
-PAGES, ZERO, BARRIER = 1, 2, 3
+PAGES, ZERO, BARRIER, ABSENT, STATE, GO, WANT, DONE = range(1, 9)
+REFUSED = 1
 LAST = 1
 LOOK = 2
 BATCH = 256
@@ -80,6 +90,8 @@ class PageSender:
     def send_round(self, number: int, pages: Numbers, *, last: bool = False, look: bool = False) -> Sent:
         """Send `pages` as they are now and return when the destination has written them.
 
+        After the last round `ask` or `confirm_last` follows, and this returns at once.
+
         With `look`, both sides meanwhile look at all of RAM, the source for pages that differ from what was
         sent of them (`Sent.changed`: the dirty log must name them), the destination for pages that have
         changed since they came.
@@ -91,8 +103,12 @@ class PageSender:
         for start in range(0, len(pages), BATCH):
             self._send_batch(number, pages[start : start + BATCH], sent)
             self.pages_done = min(start + BATCH, len(pages))
-            self._pace(started, before)
-        self._stream.send(BARRIER, flags=(LAST if last else 0) | (LOOK if look else 0), argument=number)
+            self.pace(started, before)
+        if last:
+            sent.bytes = self._stream.bytes_sent - before
+            sent.seconds = time.monotonic() - started
+            return sent
+        self._stream.send(BARRIER, flags=LOOK if look else 0, argument=number)
         sent.changed = self.find_changed() if look else _NONE
         answer = self._stream.receive()
         if answer is None or (answer[0].kind, answer[0].argument) != (BARRIER, number):
@@ -100,6 +116,44 @@ class PageSender:
         sent.bytes = self._stream.bytes_sent - before
         sent.seconds = time.monotonic() - started
         return sent
+
+    def change_stream(self, stream: RecordStream) -> None:
+        """Go on over another one."""
+        self._stream = stream
+
+    def confirm_last(self, number: int) -> None:
+        """Return when the destination has written what was sent; the state goes another way."""
+        self._stream.send(BARRIER, flags=LAST, argument=number)
+        self._stream.receive()
+
+    def send_absent(self, number: int, pages: Numbers) -> None:
+        """Say that `pages` follow after the guest; in the digest they count as zero until they do."""
+        bits = np.zeros(len(self._ram), dtype=np.bool_)
+        bits[pages] = True
+        self._stream.send(ABSENT, np.packbits(bits, bitorder="little").tobytes(), argument=number)
+        self.digests.clear(pages)
+
+    def send_rest(self, pages: Numbers, sent: Sent) -> None:
+        """Send absent pages, those that are zero by number only."""
+        batch = self._ram[pages]
+        zero = zero_mask(batch)
+        if not zero.all():
+            self._send_pages(0, pages[~zero], batch[~zero] if zero.any() else batch)
+        if zero.any():
+            self._stream.send(ZERO, pages[zero].astype(">u4").tobytes())
+            self.digests.clear(pages[zero])
+        sent.zero_pages += int(zero.sum())
+        sent.pages += len(pages) - int(zero.sum())
+
+    def ask(self, kind: int, payload: bytes) -> bytes:
+        """Send STATE or GO and wait for its answer. Raises what the destination gives as its reason."""
+        self._stream.send(kind, payload)
+        answer = self._stream.receive()
+        if answer is None or answer[0].kind != kind:
+            raise IntegrityError("the destination answered something else", reason="STREAM_INVALID")
+        if answer[0].flags & REFUSED:
+            raise status_to_error(Status.FromString(answer[1]))
+        return answer[1]
 
     def find_changed(self) -> Numbers:
         """Pages that differ from what was sent of them, by looking at all of RAM (10 ms for 256 MiB)."""
@@ -133,7 +187,7 @@ class PageSender:
         self._stream.send(PAGES, payload, argument=number)
         self.digests.update(pages, payload[start:])
 
-    def _pace(self, started: float, before: int) -> None:
+    def pace(self, started: float, before: int) -> None:
         """Wait while more was sent than the bandwidth allows."""
         if self._bytes_per_s:
             due = started + (self._stream.bytes_sent - before) / self._bytes_per_s
@@ -151,18 +205,59 @@ class PageReceiver:
         self._glances = np.zeros((len(self._ram), 2), dtype=np.uint64)
         self._written = np.zeros(len(self._ram), dtype=np.bool_)
         self.digests = PageDigests(len(self._ram))
+        self.absent: Numbers = _NONE
+        """Pages that follow after the guest."""
 
-    def run(self) -> None:
-        """Receive until the last barrier. Raises UnavailableError or IntegrityError."""
+    def run(self) -> bytes | None:
+        """Receive until the last barrier (None) or the source's state, which is returned.
+
+        Raises UnavailableError or IntegrityError.
+        """
         while True:
-            header = self._stream.receive_header()
-            if header is None:
-                raise IntegrityError("the stream ended before its last round", reason="STREAM_INVALID")
-            payload = self._payload[: header.length]
-            self._stream.receive_into(payload)
+            header, payload = self._receive()
+            if header.kind == STATE:
+                return bytes(payload)
             if self._take(header, payload):
-                return
+                return None
             self._on_progress()
+
+    def wait_for(self, kind: int) -> bytes:
+        """The next record, which has to be of this kind."""
+        header, payload = self._receive()
+        if header.kind != kind:
+            raise _invalid(f"record {header.sequence} is of kind {header.kind}, due was {kind}")
+        return bytes(payload)
+
+    def run_rest(
+        self, stream: RecordStream, missing: np.ndarray[Any, Any], arrived: Callable[[Numbers], None]
+    ) -> bytes:
+        """Receive absent pages until DONE, whose payload is returned.
+
+        `missing` has a byte a page, not 0 while it is absent; pages that are not are left alone: the guest may
+        have written them. Each is cleared once its page is in place, and `arrived` told.
+        """
+        self._stream = stream
+        while True:
+            header, payload = self._receive()
+            if header.kind == DONE:
+                return bytes(payload)
+            if header.kind not in (PAGES, ZERO):
+                raise _invalid(f"record {header.sequence} of kind {header.kind} among the last pages")
+            if header.kind == PAGES:
+                numbers = self._write(payload, missing)
+            else:
+                numbers = self._clear(payload, missing)
+            missing[numbers] = 0
+            arrived(numbers)
+            self._on_progress()
+
+    def _receive(self) -> tuple[RecordHeader, memoryview]:
+        header = self._stream.receive_header()
+        if header is None:
+            raise IntegrityError("the stream ended before its last round", reason="STREAM_INVALID")
+        payload = self._payload[: header.length]
+        self._stream.receive_into(payload)
+        return header, payload
 
     def _look_again(self) -> None:
         """Hash what has changed since it arrived. Nothing should have; then the digests do not match."""
@@ -184,6 +279,9 @@ class PageReceiver:
             self._write(payload)
         elif header.kind == ZERO:
             self._clear(payload)
+        elif header.kind == ABSENT:
+            self.absent = numbers_of(bytes(payload), len(self._ram))
+            self.digests.clear(self.absent)
         elif header.kind == BARRIER:
             if header.flags & LOOK:
                 self._look_again()
@@ -193,7 +291,7 @@ class PageReceiver:
             raise _invalid(f"record {header.sequence} is of the unknown kind {header.kind}")
         return False
 
-    def _write(self, payload: memoryview) -> None:
+    def _write(self, payload: memoryview, only: np.ndarray[Any, Any] | None = None) -> Numbers:
         if len(payload) < _COUNT.size:
             raise _invalid("a record of pages is cut")
         (count,) = _COUNT.unpack_from(payload)
@@ -201,16 +299,26 @@ class PageReceiver:
         if not count or len(payload) != start + count * PAGE_SIZE:
             raise _invalid(f"a record claims {count} pages and has {len(payload)} bytes")
         numbers = self._numbers(payload[_COUNT.size : start])
+        contents = np.frombuffer(payload[start:], dtype=np.uint64).reshape(-1, WORDS)
+        if only is not None and not only[numbers].all():
+            wanted = only[numbers] != 0
+            numbers, contents = numbers[wanted], contents[wanted]
         populate(self._ram, numbers[~self._written[numbers]])
-        self._ram[numbers] = np.frombuffer(payload[start:], dtype=np.uint64).reshape(-1, WORDS)
+        self._ram[numbers] = contents
         self._written[numbers] = True
         self._note(numbers)
+        return numbers
 
-    def _clear(self, payload: memoryview) -> None:
+    def _clear(self, payload: memoryview, only: np.ndarray[Any, Any] | None = None) -> Numbers:
         numbers = self._numbers(payload)
-        self._ram[numbers] = 0
-        self._written[numbers] = True
-        self._note(numbers)
+        if only is not None:
+            numbers = numbers[only[numbers] != 0]
+        # Pages that never came are zero: writing them would make the kernel find memory for them.
+        full = numbers[self._written[numbers]]
+        self._ram[full] = 0
+        self._glances[numbers] = 0
+        self.digests.clear(numbers)
+        return numbers
 
     def _note(self, numbers: Numbers) -> None:
         """Hash what RAM holds now, not what the record said: this is the check of the whole way."""

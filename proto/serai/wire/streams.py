@@ -139,6 +139,10 @@ class RecordStream:
         header = self.receive_header()
         return None if header is None else (header, self.receive_payload())
 
+    def set_timeout(self, seconds: float) -> None:
+        """Every wait from now on may take that long."""
+        self._socket.settimeout(seconds)
+
     def shutdown(self) -> None:
         """Wake a thread that waits in this stream: its call raises UnavailableError. Safe from any thread."""
         # Not connected any more is what was wanted.
