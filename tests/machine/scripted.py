@@ -207,6 +207,9 @@ class ScriptedHart:
     def request_exit(self) -> None:
         self.requested = True
 
+    def set_absent(self, absent: memoryview | None) -> None:
+        self.absent = absent
+
     def dma_wrote(self, address: int, length: int) -> None:
         if self.dirty is not None and length:
             first = (address - RAM_BASE) // PAGE_SIZE

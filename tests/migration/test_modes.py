@@ -80,7 +80,7 @@ async def test_a_lost_link_keeps_both_halves_and_recover_goes_on(source: Side, d
     assert lost.state == Migration.LINK_LOST and lost.remaining_pages
     assert left.state is GuestState.PAUSED and destination.guest.state is GuestState.RUNNING
     assert any(destination.guest.absent)
-    with pytest.raises(StateError, match="while migrations/.* moves it"):
+    with pytest.raises(StateError, match=r"while migrations/.* moves it"):
         await begin(destination, source, await destination.client.get(), token=b"none")
     await source.client.migrations.RecoverMigration(migration_pb2.GetMigrationRequest(name=begun.name))
     moved = await follow(source, begun.name)

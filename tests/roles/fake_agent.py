@@ -438,6 +438,9 @@ class FakeAgent(
         finally:
             self._wakes.discard(wake)
 
+    async def RecoverMigration(self, request: migration_pb2.GetMigrationRequest, context: Any) -> Migration:
+        raise NotImplementedError
+
     async def CancelMigration(self, request: migration_pb2.GetMigrationRequest, context: Any) -> Migration:
         migration = self.migrations[request.name]
         if any(step.name == "hand-over" and step.state == Step.DONE for step in migration.steps):

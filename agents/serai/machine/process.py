@@ -7,6 +7,7 @@ waits for an interrupt, the process sleeps in the same poll. A second thread wou
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import select
 import socket
@@ -373,7 +374,7 @@ class GuestProcess:
         self._resizing = Resizing(machine, self._resized)
         self._open_console()
         if request.fields.get("incoming"):
-            # Everything that a restore needs is loaded and this process's own before a guest stands still for it.
+            # What a restore needs is loaded and this process's own before a guest stands still for it.
             machine.restore(machine.save())
         return Message({})
 
@@ -447,7 +448,7 @@ class GuestProcess:
 
     def _map_absent(self, machine: Machine) -> memoryview:
         """The bytes that say which pages are still on their way lie behind RAM, shared with the agent."""
-        size = machine.config.memory_bytes
+        size = machine.config.ram_bytes
         pages = size // mmap.PAGESIZE
         length = -(-pages // mmap.PAGESIZE) * mmap.PAGESIZE
         return memoryview(mmap.mmap(self._ram_file, length, offset=size))[:pages]

@@ -19,8 +19,8 @@ start_dirty     -                                          -
 take_dirty      -                                          payload: bitmap
 stop_dirty      -                                          -
 save            -                                          payload: snapshot
-restore         payload: snapshot; absent                  - with `absent`, pages may be on their way: a byte
-                                                           each behind RAM in its file, not 0 until it is there
+restore         payload: snapshot; absent                  - `absent`: pages may be on their way; a byte each
+                                                           behind RAM in its file is not 0 until it is there
 present         all                                        - pages that were asked for are there; `all`: all are
 statistics      -                                          instructions, cpu_seconds, ready_seconds, exits,
                                                            events (like exits), costs (cause: events,

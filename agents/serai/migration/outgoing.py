@@ -236,6 +236,10 @@ class Outgoing:
         secret = ChannelSecret(answer.channel_id, answer.key)
         self._stream = await self._in_thread(self._dial, answer.data_address, secret)
         self._sender = PageSender(self._stream, self._machine.ram, bandwidth_bps=self._plan.bandwidth_bps)
+        if self._plan.limits.mode in (Mode.POST_COPY, Mode.OFFLINE):
+            # Of a guest that was copied from a template, only this makes all of RAM visible here.
+            await self._machine.start_dirty_log()
+            await self._machine.stop_dirty_log()
         return source.Prepared()
 
     def _dial(self, address: str, secret: ChannelSecret) -> RecordStream:

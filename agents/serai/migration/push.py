@@ -1,4 +1,4 @@
-"""Pages that follow after the guest (post-copy), at the source: in the background, and first what it waits for."""
+"""The source of pages that follow after the guest (post-copy): first those that it waits for."""
 
 from __future__ import annotations
 

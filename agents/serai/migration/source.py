@@ -240,7 +240,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class AwaitLink:
-    """Pages are still to follow and the link is lost: wait a while, or until somebody asks. Ends in TryAgain."""
+    """Pages are to follow and the link is lost: wait a while, or until somebody asks. Ends in TryAgain."""
 
     reason: str
 

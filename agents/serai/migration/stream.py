@@ -233,8 +233,8 @@ class PageReceiver:
     ) -> bytes:
         """Receive absent pages until DONE, whose payload is returned.
 
-        `missing` has a byte a page, not 0 while it is absent; pages that are not are left alone: the guest may
-        have written them. Each is cleared once its page is in place, and `arrived` told.
+        `missing` has a byte a page, not 0 while it is absent; other pages are left alone: the guest may have
+        written them. Each is cleared once its page is in place, and `arrived` told.
         """
         self._stream = stream
         while True:
@@ -243,10 +243,8 @@ class PageReceiver:
                 return bytes(payload)
             if header.kind not in (PAGES, ZERO):
                 raise _invalid(f"record {header.sequence} of kind {header.kind} among the last pages")
-            if header.kind == PAGES:
-                numbers = self._write(payload, missing)
-            else:
-                numbers = self._clear(payload, missing)
+            take = self._write if header.kind == PAGES else self._clear
+            numbers = take(payload, missing)
             missing[numbers] = 0
             arrived(numbers)
             self._on_progress()
