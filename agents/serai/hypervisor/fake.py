@@ -95,7 +95,7 @@ class FakeGuest(BaseGuest):
         self._ready_seconds: float | None = None
         self._exits: dict[str, int] = {}
         self._workload: asyncio.Task[None] | None = None
-        self._absent = memoryview(bytearray(config.memory_bytes // PAGE_SIZE))
+        self._absent = memoryview(bytearray(config.ram_bytes // PAGE_SIZE))
         self._absent_listener: Callable[[list[int]], None] | None = None
         self._arrived = asyncio.Event()
         self.elapsed_ns = 0

@@ -206,7 +206,7 @@ class Hart(Protocol):
         """Make `run` come back soon; any thread may call."""
 
     def set_absent(self, absent: memoryview | None) -> None:
-        """Pages whose byte in `absent` is not 0 are still on their way; others may clear bytes, none sets them."""
+        """Pages whose byte in `absent` is not 0 are on their way; others may clear bytes, none sets them."""
 
     def dma_wrote(self, address: int, length: int) -> None:
         """A device wrote to RAM."""

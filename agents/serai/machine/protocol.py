@@ -21,7 +21,7 @@ stop_dirty      -                                          -
 save            -                                          payload: snapshot
 restore         payload: snapshot; absent                  - `absent`: pages may be on their way; a byte each
                                                            behind RAM in its file is not 0 until it is there
-present         all                                        - pages that were asked for are there; `all`: all are
+present         all                                        - pages that were asked for came; `all`: all did
 statistics      -                                          instructions, cpu_seconds, ready_seconds, exits,
                                                            events (like exits), costs (cause: events,
                                                            nanoseconds), kernel_release, frames_lost

@@ -7,8 +7,8 @@
 
 Both sides keep P as pages are sent and arrive, each from its own memory, and only what the last round carried
 is hashed while the guest stands still. P guards against accidents, ours first of all: nobody can change a
-page on its way, because every record is sealed with AES-GCM. SHA-256 of every page would be most of what a migration
-costs (0.63 CPU-s a gigabyte at each end; XXH3 0.08, AES-GCM 0.05).
+page on its way, because every record is sealed with AES-GCM. SHA-256 of every page would be most of what a
+migration costs (0.63 CPU-s a gigabyte at each end; XXH3 0.08, AES-GCM 0.05).
 
 A page that is to follow after the guest has moved (post-copy) has the hash of zeros in the root that is
 compared at the freeze; the root compared at the end has the hash of what came.
