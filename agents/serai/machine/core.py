@@ -499,7 +499,7 @@ class Core:
     # -- RAM written by others, dirty log --------------------------------------------------------------
 
     def set_absent(self, absent: memoryview | None) -> None:
-        """Pages of RAM that are still on their way (post-copy): a writable byte each, not 0 while it is absent.
+        """Pages of RAM that are still on their way (post-copy): a writable byte each, 0 when it is there.
 
         Executing an instruction that touches one leaves with ABSENT. Bytes may be cleared at any time, after
         the page's content is in place; none may be set while the core has run since this call.

@@ -392,7 +392,7 @@ class Machine:
     # Pages on their way.
 
     def set_absent(self, absent: memoryview | None) -> None:
-        """A byte a page, not 0 while the page is still on its way (post-copy); None: all are here."""
+        """A byte a page, not 0 while it is still on its way (post-copy); None: all pages are here."""
         self._absent = absent
         self.memory.absent = absent
         for hart in self.harts.all:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import itertools
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,7 @@ from serai.v1.guest_pb2 import (
     NodeSnapshotRequest,
     Snapshot,
 )
+from serai.v1.migration_pb2 import MigrationOptions
 from serai.v1.operation_pb2 import MigrationReport
 from serai.v1.operator_pb2 import (
     ListVnetsRequest,
@@ -53,6 +55,25 @@ from serai.wire.rpc import Channel
 app = group("Guests, named VNET/NODE (NODE alone where it is unique).")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="VNET/NODE, or NODE where it is unique.")]
+
+
+class MigrationMode(enum.StrEnum):
+    """How to move a guest, as people say it."""
+
+    AUTO = "auto"
+    PRE_COPY = "pre-copy"
+    POST_COPY = "post-copy"
+    HYBRID = "hybrid"
+    OFFLINE = "offline"
+
+
+_MODES = {
+    MigrationMode.AUTO: MigrationOptions.AUTO,
+    MigrationMode.PRE_COPY: MigrationOptions.PRE_COPY,
+    MigrationMode.POST_COPY: MigrationOptions.POST_COPY,
+    MigrationMode.HYBRID: MigrationOptions.HYBRID,
+    MigrationMode.OFFLINE: MigrationOptions.OFFLINE,
+}
 
 
 def short_name(node: VnetNode) -> str:
@@ -164,7 +185,20 @@ async def console(name: Name, cluster: Cluster = CLUSTER) -> None:
 @asynchronous
 async def migrate(
     name: Name,
+    *,
     to: Annotated[str, typer.Option("--to", metavar="DESTINATION", help="PROVIDER or PROVIDER/NODE.")] = "",
+    mode: Annotated[
+        MigrationMode, typer.Option(help="How; auto is pre-copy, and post-copy when that does not converge.")
+    ] = MigrationMode.AUTO,
+    max_downtime: Annotated[
+        float, typer.Option(min=0.0, help="Milliseconds that the guest may stand still; 0: 100.")
+    ] = 0.0,
+    bandwidth: Annotated[
+        float, typer.Option(min=0.0, help="Megabits a second that it may take; 0: all there is.")
+    ] = 0.0,
+    deadline: Annotated[
+        float, typer.Option(min=0.0, help="Seconds until pre-copy has to have converged; 0: the provider's.")
+    ] = 0.0,
     output: Output = Format.TABLE,
     cluster: Cluster = CLUSTER,
 ) -> None:
@@ -172,7 +206,15 @@ async def migrate(
     async with Context.named(cluster).operator() as channel:
         stub = OperatorServiceStub(channel)
         node = await find(channel, name)
-        started = await stub.MigrateVnetNode(MigrateVnetNodeRequest(name=node.name, destination=to))
+        options = MigrationOptions(
+            mode=_MODES[mode],
+            max_downtime_ms=max_downtime,
+            bandwidth_bps=round(bandwidth * 1e6),
+            deadline_s=deadline,
+        )
+        started = await stub.MigrateVnetNode(
+            MigrateVnetNodeRequest(name=node.name, destination=to, options=options)
+        )
         with progress_display() as listener:
             operation = await follow(channel, started, listener)
     if output is Format.TABLE:
@@ -185,7 +227,7 @@ def describe_migration(name: str, report: MigrationReport) -> str:
     """One sentence on a finished migration."""
     return (
         f"vm/{name} migrated from {report.source_node} to {report.destination_node} in "
-        f"{report.total_ms:.0f} ms: {report.rounds} rounds, {report.bytes_sent / 1e6:.1f} MB, "
+        f"{report.total_ms:.0f} ms: {report.mode}, {report.rounds} rounds, {report.bytes_sent / 1e6:.1f} MB, "
         f"down {report.downtime_ms:.1f} ms"
     )
 

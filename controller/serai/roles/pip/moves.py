@@ -71,7 +71,7 @@ class Moves:
                 await self._reserve_move(record, node, request.node)
             try:
                 await self._prepare_move(record.name, node)
-                await self._run_move(record.name, node, progress)
+                await self._run_move(record.name, node, request.options, progress)
             except BaseException:
                 if not await asyncio.shield(self._came_over(record.name, node)):
                     await asyncio.shield(self._slices.drop_pending(record.name))
@@ -138,7 +138,9 @@ class Moves:
         uids = guest_uids(record.parts.merged(record.pending))
         await create_segments(state.agents, record.pending.links.values(), uids)
 
-    async def _run_move(self, name: str, node: NodePlacement, progress: Progress) -> None:
+    async def _run_move(
+        self, name: str, node: NodePlacement, options: MigrationOptions, progress: Progress
+    ) -> None:
         state = self._state
         there = state.slices.get(name).pending.nodes[node.spec.id]
         station = Station(f"{state.settings.name}/{there.node}", state.agents[there.node].address)
@@ -146,7 +148,9 @@ class Moves:
         async def follow_links() -> None:
             await activate_segments(state.agents, state.slices.get(name).pending.links.values())
 
-        await self._migrate(node, station, there.permit, progress, follow_links)
+        await self._migrate(
+            node, station, there.permit, options, progress=progress, on_hand_over=follow_links
+        )
 
     async def _came_over(self, name: str, node: NodePlacement) -> bool:
         """Whether the destination has the guest, although its migration ended badly here."""
@@ -199,7 +203,14 @@ class Moves:
 
         await self._note(record.name, node, departing=True)
         try:
-            await self._migrate(node, station, agreed.permit, progress, note_departure)
+            await self._migrate(
+                node,
+                station,
+                agreed.permit,
+                request.options,
+                progress=progress,
+                on_hand_over=note_departure,
+            )
         finally:
             await asyncio.shield(self._note(record.name, node, departing=False))
 
@@ -255,6 +266,8 @@ class Moves:
         node: NodePlacement,
         station: Station,
         permit: bytes,
+        wanted: MigrationOptions,
+        *,
         progress: Progress,
         on_hand_over: Callable[[], Awaitable[None]],
     ) -> None:
@@ -263,9 +276,8 @@ class Moves:
         Raises MigrationError (or what the agents say) when the guest goes on at the source.
         """
         agent = self._state.agents[node.node]
-        options = MigrationOptions(
-            mode=MigrationOptions.PRE_COPY, deadline_s=self._state.settings.migration_deadline_s
-        )
+        options = MigrationOptions(deadline_s=self._state.settings.migration_deadline_s)
+        options.MergeFrom(wanted)
         migration: Migration = await agent.migration_stub.MigrateGuest(
             MigrateGuestRequest(
                 name=node.guest_name,

@@ -197,6 +197,7 @@ class Vnets:
                 handle=await self.handle(name, node),
                 provider=provider,
                 node=place,
+                options=request.options,
                 request_id=unique_label("migrate"),
             )
         )

@@ -28,6 +28,7 @@ from serai.v1.infrastructure_pb2 import (
     SliceNode,
     UpdateSliceRequest,
 )
+from serai.v1.migration_pb2 import MigrationOptions
 from serai.v1.operation_pb2 import ListOperationsRequest, Operation, Step
 from serai.v1.operation_pb2_grpc import OperationServiceStub
 from serai.v1.provider_pb2 import MigrateNetworkNodeRequest
@@ -57,9 +58,9 @@ class NetworkMoves:
                 raise StateError(f"{record.name} is {record.state}", hint="wait until it runs")
             destination = await self._choose(record, entry, request)
             if destination == entry.provider:
-                await self._relocate(entry, request.node, progress)
+                await self._relocate(entry, request, progress)
             else:
-                await self._transfer(record.name, entry.node.id, destination, request.node, progress)
+                await self._transfer(record.name, entry.node.id, destination, request, progress)
 
     async def _choose(
         self, record: NetworkRecord, entry: NodeEntry, request: MigrateNetworkNodeRequest
@@ -81,12 +82,17 @@ class NetworkMoves:
         others.sort(key=lambda item: -item.largest_node.memory_bytes)
         return others[0].provider if others else entry.provider
 
-    async def _relocate(self, entry: NodeEntry, node: str, progress: Progress) -> None:
+    async def _relocate(
+        self, entry: NodeEntry, request: MigrateNetworkNodeRequest, progress: Progress
+    ) -> None:
         provider = choose(self._state.providers, entry.provider)
         async with progress.step("reserve", f"at {entry.provider}"):
             operation = await provider.infrastructure.RelocateSliceNode(
                 RelocateSliceNodeRequest(
-                    handle=entry.provider_handle, node=node, request_id=unique_label("relocate")
+                    handle=entry.provider_handle,
+                    node=request.node,
+                    options=request.options,
+                    request_id=unique_label("relocate"),
                 )
             )
 
@@ -97,7 +103,12 @@ class NetworkMoves:
         await progress.skip_rest()
 
     async def _transfer(
-        self, name: str, node: str, destination: str, wanted: str, progress: Progress
+        self,
+        name: str,
+        node: str,
+        destination: str,
+        request: MigrateNetworkNodeRequest,
+        progress: Progress,
     ) -> None:
         record = await self._note_uid(name, node)
         async with progress.step("reserve", f"at {destination}"):
@@ -105,8 +116,8 @@ class NetworkMoves:
             move = plan_move(record, node, destination, advertisements)
             record = await self._state.networks.update(name, lambda it: _begin(it, move))
         try:
-            await self._reserve(record, move, wanted)
-            await self._depart(record, move, progress)
+            await self._reserve(record, move, request.node)
+            await self._depart(record, move, request.options, progress)
         except BaseException:
             if not await asyncio.shield(self._conclude(name)):
                 raise
@@ -192,7 +203,9 @@ class NetworkMoves:
 
         await there.provision(name, ignore)
 
-    async def _depart(self, record: NetworkRecord, move: Move, progress: Progress) -> None:
+    async def _depart(
+        self, record: NetworkRecord, move: Move, options: MigrationOptions, progress: Progress
+    ) -> None:
         source = choose(self._state.providers, move.source)
         arriving = await self._get_node(record, move.destination, move.node)
         if arriving is None:
@@ -202,6 +215,7 @@ class NetworkMoves:
                 handle=record.nodes[move.node].provider_handle,
                 destination_provider=move.destination,
                 destination_handle=arriving.handle,
+                options=options,
                 request_id=unique_label("depart"),
             )
         )
