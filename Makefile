@@ -10,7 +10,7 @@ SEQUENCES ?= 1000000
 CASES     ?= 10000000
 MIRROR_OPTION := $(if $(MIRROR),--mirror $(MIRROR))
 
-.PHONY: help install demo test unit guest-tests lint types protos image conformance bench-embedding bench-templates clean
+.PHONY: help install demo test unit guest-tests lint types protos image bench-compute conformance bench-embedding bench-templates clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ protos: install  ## regenerate the gRPC stubs after a change of a contract
 
 soak: install  ## millions of random sequences and hostile guests; prints the counts (SEQUENCES, CASES)
 	$(BIN)/python -m tests.soak.differential --count $(SEQUENCES)
+
+bench-compute: install image  ## the machine against qemu-system-riscv64 -> bench/out/compute.json
+	$(BIN)/python bench/compute.py --json bench/out/compute.json
 
 conformance: install  ## RISCV_TESTS=DIR: the official riscv-tests, built in a local checkout
 	$(BIN)/python -m pytest tests/conformance --riscv-tests='$(RISCV_TESTS)'

@@ -4,7 +4,7 @@ Ratios are QEMU's time divided by Serai's: above 1 Serai is faster. ``steady`` c
 rounds of the same load take, so start-up and translation cancel out; ``whole`` compares whole processes, from
 start to power-off. Wide loads run inside Debian: the boot to its shell, then commands typed at the console.
 
-    python bench/compute.py [--repetitions N] [--loads NAME,...] [--execution translate|interpret] [--json FILE]
+    python bench/compute.py [--repetitions N] [--loads NAME,...] [--execution interpret] [--json FILE]
 
 CROSS_CC names a riscv64 C compiler (default: riscv64-linux-gnu-gcc, else ``python -m ziglang cc``).
 """
@@ -32,8 +32,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / name) for name in ("agents", "proto", "controller")]
 
-from serai.machine.core import Core
-from serai.machine.hart import ClockSource, Execution, ExitReason
+from serai.machine.core import Core  # noqa: E402 - from this checkout
+from serai.machine.hart import ClockSource, Execution, ExitReason  # noqa: E402
 
 RAM_BASE = 0x8000_0000
 RAM_SIZE = 160 << 20
@@ -69,7 +69,7 @@ COMMANDS = {
     "gzip": "dd if=/dev/zero bs=1024 count=2048 2>/dev/null | tr '\\0' 'abcdefgh' > /tmp/f;"
     " cat /bin/busybox /tmp/f /bin/busybox | gzip -c > /tmp/g",
     "sha256sum": "dd if=/dev/zero bs=65536 count=256 2>/dev/null | sha256sum",
-    "awk": 'awk \'BEGIN { for (i = 0; i < 300000; i++) { s += i * 3 % 7; a[i % 100] = s } print s }\'',
+    "awk": "awk 'BEGIN { for (i = 0; i < 300000; i++) { s += i * 3 % 7; a[i % 100] = s } print s }'",
     "processes": "i=0; while [ $i -lt 1000 ]; do /bin/true; i=$((i+1)); done",
 }
 
@@ -107,13 +107,19 @@ def build(directory: Path, load: Load, rounds: int) -> Path:
     elf, script = directory / "load.elf", directory / "load.ld"
     script.write_text(
         "ENTRY(_start) SECTIONS { . = 0x80000000; .text : { *(.text.start) *(.text*) }"
-        " . = ALIGN(4096); .data : { *(.rodata*) *(.srodata*) *(.data*) *(.sdata*) } .bss : { *(.bss*) *(.sbss*) } }"
+        " . = ALIGN(4096); .data : { *(.rodata*) *(.srodata*) *(.data*) *(.sdata*) }"
+        " .bss : { *(.bss*) *(.sbss*) } }"
     )
     subprocess.run(
         [
             *cross_compiler(),
             *("-mabi=lp64d", "-O2", "-ffreestanding", "-nostdlib", "-static", "-fno-pic", "-no-pie"),
-            *("-mcmodel=medany", "-Wl,--build-id=none,--no-warn-rwx-segments", f"-DLOAD={load.number}", f"-DROUNDS={rounds}UL"),
+            *(
+                "-mcmodel=medany",
+                "-Wl,--build-id=none,--no-warn-rwx-segments",
+                f"-DLOAD={load.number}",
+                f"-DROUNDS={rounds}UL",
+            ),
             *("-fno-tree-loop-distribute-patterns", "-T", str(script), "-o", str(elf)),
             str(ROOT / "bench" / "guest" / "loads.c"),
         ],

@@ -192,6 +192,9 @@ class ScriptedHart:
     def set_machine_timer(self, deadline_ticks: int) -> None:
         self.deadline = deadline_ticks
 
+    def interpret(self) -> None:
+        pass
+
     def become_bare(self) -> None:
         self.privilege = 3
 

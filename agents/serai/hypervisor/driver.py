@@ -45,6 +45,13 @@ class Clock(enum.Enum):
     VIRTUAL = "virtual"
 
 
+class Execution(enum.Enum):
+    """How instructions are executed; the guest sees no difference."""
+
+    INTERPRET = "interpret"
+    TRANSLATE = "translate"
+
+
 class Mode(enum.Enum):
     """Para-virtual: the hypervisor is the firmware. Full: a bare board with firmware in the guest."""
 
@@ -96,6 +103,7 @@ class GuestConfig:
 
     mode: Mode = Mode.PARAVIRTUAL
     firmware: Path | None = None
+    execution: Execution = Execution.TRANSLATE
 
 
 @dataclass(frozen=True, slots=True)

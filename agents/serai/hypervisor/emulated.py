@@ -38,7 +38,7 @@ from serai.hypervisor.zygote_link import AdoptedProcess, ChildProcess, ZygoteLin
 from serai.machine import protocol
 from serai.machine.board import Disk, MachineConfig, Mode, NetworkInterface
 from serai.machine.errors import ConfigurationError
-from serai.machine.hart import ClockSource
+from serai.machine.hart import ClockSource, Execution
 
 INPUT_BYTES = 64 * 1024
 """Console input that waits in the agent for a guest that does not read; beyond it the newest is lost."""
@@ -569,5 +569,6 @@ def machine_config(config: GuestConfig) -> MachineConfig:
         extra_files=dict(config.extra_files),
         clock=ClockSource(config.clock.value),
         mode=Mode(config.mode.value),
+        execution=Execution(config.execution.value),
         firmware=config.firmware,
     )

@@ -19,6 +19,7 @@ from serai.machine.hart import (
     SUPERVISOR_EXTERNAL_INTERRUPT,
     TIMEBASE_HZ,
     ClockSource,
+    Execution,
 )
 from serai.machine.memory import PAGE_SIZE
 from serai.machine.virtio.transport import SLOT_SIZE
@@ -89,6 +90,7 @@ class MachineConfig:
     clock: ClockSource = ClockSource.REAL
     mode: Mode = Mode.PARAVIRTUAL
     firmware: Path | None = None
+    execution: Execution = Execution.TRANSLATE
     maximum_vcpus: int = 0
     maximum_memory_bytes: int = 0
 

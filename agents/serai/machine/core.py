@@ -198,6 +198,10 @@ class Core:
             self._native("start_code")
             self._native("flush_code")
 
+    def interpret(self) -> None:
+        """Leave the translator off. Before the hart has run."""
+        self._awaits_stencils = False
+
     @property
     def translation(self) -> dict[str, int]:
         """What the translator did: instructions and blocks translated, bytes of code, pages invalidated."""

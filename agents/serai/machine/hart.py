@@ -190,6 +190,9 @@ class Hart(Protocol):
     def set_machine_timer(self, deadline_ticks: int) -> None:
         """Bare board: MTIP is pending while `time` has reached this tick (mtimecmp)."""
 
+    def interpret(self) -> None:
+        """Leave the translator off. Before the hart has run."""
+
     def become_bare(self) -> None:
         """Be a hart of a bare board, fresh from reset: M-mode, nothing delegated, no SBI but the guest's."""
 

@@ -25,6 +25,7 @@ from serai.machine.hart import (
     NANOSECONDS_PER_TICK,
     SUPERVISOR_EXTERNAL_INTERRUPT,
     ClockSource,
+    Execution,
     ExitReason,
     Hart,
 )
@@ -128,6 +129,8 @@ class Machine:
 
     def _new_hart(self, number: int) -> Hart:
         hart = self._make_hart(self.memory.ram, number, self.config.clock)
+        if self.config.execution is Execution.INTERPRET:
+            hart.interpret()
         if self._bare:
             hart.become_bare()
         if self._absent is not None:

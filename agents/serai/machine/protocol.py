@@ -72,7 +72,7 @@ from typing import Any
 
 from serai.machine.board import Disk, MachineConfig, Mode, NetworkInterface
 from serai.machine.errors import ProtocolError
-from serai.machine.hart import ClockSource
+from serai.machine.hart import ClockSource, Execution
 
 VERSION = 1
 
@@ -186,6 +186,7 @@ def config_to_fields(config: MachineConfig) -> dict[str, Any]:
         },
         "clock": config.clock.value,
         "mode": config.mode.value,
+        "execution": config.execution.value,
         "firmware": None if config.firmware is None else str(config.firmware),
         "maximum_vcpus": config.maximum_vcpus,
         "maximum_memory_bytes": config.maximum_memory_bytes,
@@ -212,6 +213,7 @@ def config_from_fields(fields: dict[str, Any]) -> MachineConfig:
             },
             clock=ClockSource(fields["clock"]),
             mode=Mode(fields["mode"]),
+            execution=Execution(fields["execution"]),
             firmware=None if fields["firmware"] is None else Path(fields["firmware"]),
             maximum_vcpus=int(fields["maximum_vcpus"]),
             maximum_memory_bytes=int(fields["maximum_memory_bytes"]),

@@ -30,6 +30,7 @@ NO_INFLUENCE = {  # sources that the stencils do not depend on
     *("pages.py", "fetch.py", "csr.py", "pmp.py", "jumps.py"),
 }
 POLL_SECONDS = 0.02
+NICENESS = 5  # guests go on meanwhile
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ def build_stencils() -> bytes:
 
 def main() -> None:
     """Build the stencils, once for all processes that want them, and put them into the memory given."""
+    os.nice(NICENESS)
     path = cache_path()
     stencils = Stencils(mmap.mmap(DESCRIPTOR, CAPACITY))
     path.parent.mkdir(parents=True, exist_ok=True)
