@@ -11,6 +11,7 @@ from tests.roles.bench import Bench
 from serai.errors import ForbiddenError, NotFoundError, SeraiError
 from serai.roles.access import PIP_ACCESS, VNO_ACCESS, VNP_ACCESS
 from serai.v1 import (
+    attachment_pb2,
     console_pb2,
     infrastructure_pb2,
     operation_pb2,
@@ -32,6 +33,7 @@ SERVERS = [
 ]
 OWNERS = {Role.AGENT: "alpha/a1"}
 MODULES = (
+    attachment_pb2,
     console_pb2, infrastructure_pb2, operation_pb2, operator_pb2, peering_pb2, provider_pb2
 )  # fmt: skip
 
@@ -66,7 +68,9 @@ async def call(channel: Channel, method: str) -> None:
 async def test_each_rpc_refuses_every_other_role(
     bench: Bench, server: Role, owner: str, table: AccessTable, own: list[str]
 ) -> None:
-    offered = [f"serai.v1.{name}" for name in (*own, "ConsoleService", "OperationService")]
+    offered = [
+        f"serai.v1.{name}" for name in (*own, "AttachmentService", "ConsoleService", "OperationService")
+    ]
     methods = {f"/{name}/{method}" for name in offered for method in services()[name].methods_by_name}
     assert methods == table.keys(), "the table and the services differ"
     for role in Role:

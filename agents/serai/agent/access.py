@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.descriptor import FileDescriptor
 
 from serai.errors import ForbiddenError
-from serai.v1 import guest_pb2, link_pb2, migration_pb2, node_pb2
+from serai.v1 import attachment_pb2, guest_pb2, link_pb2, migration_pb2, node_pb2
 from serai.wire.identity import Role
 from serai.wire.rpc import caller
 
@@ -23,6 +23,7 @@ _SERVICES: dict[str, tuple[FileDescriptor, frozenset[Role]]] = {
     "NodeService": (node_pb2.DESCRIPTOR, OWNER_ROLES),
     "GuestService": (guest_pb2.DESCRIPTOR, OWNER_ROLES),
     "SegmentService": (link_pb2.DESCRIPTOR, OWNER_ROLES),
+    "AttachmentService": (attachment_pb2.DESCRIPTOR, OWNER_ROLES),
     "MigrationService": (migration_pb2.DESCRIPTOR, OWNER_ROLES),
     "MigrationPeerService": (migration_pb2.DESCRIPTOR, PEER_ROLES),
     "ChannelService": (migration_pb2.DESCRIPTOR, PEER_ROLES),

@@ -13,6 +13,7 @@ from typing import cast
 
 from serai.agent.access import ProviderScope, access_table
 from serai.agent.arrivals import Arrivals
+from serai.agent.attachment_service import AttachmentService
 from serai.agent.capacity import Capacity, Demand
 from serai.agent.consoles import Consoles
 from serai.agent.departures import Departures
@@ -34,6 +35,7 @@ from serai.hypervisor.driver import Driver
 from serai.hypervisor.snapshot_store import SnapshotStore
 from serai.network.dataplane import DataPlane
 from serai.v1 import node_pb2
+from serai.v1.attachment_pb2_grpc import add_AttachmentServiceServicer_to_server
 from serai.v1.guest_pb2_grpc import add_GuestServiceServicer_to_server
 from serai.v1.link_pb2_grpc import add_SegmentServiceServicer_to_server
 from serai.v1.migration_pb2_grpc import (
@@ -199,6 +201,10 @@ class Agent:
             (add_NodeServiceServicer_to_server, self._scoped(self.node)),
             (add_GuestServiceServicer_to_server, self._scoped(guests)),
             (add_SegmentServiceServicer_to_server, self._scoped(self._segments)),
+            (
+                add_AttachmentServiceServicer_to_server,
+                self._scoped(AttachmentService(self.data_plane, self.inventory)),
+            ),
             (add_MigrationServiceServicer_to_server, self._scoped(migrations)),
             (add_MigrationPeerServiceServicer_to_server, MigrationPeerService(self.arrivals)),
             (add_ChannelServiceServicer_to_server, self._channels),

@@ -28,6 +28,7 @@ from serai.network.switch import (
     SegmentConfig,
     Switch,
 )
+from serai.network.taps import Tap
 from serai.wire.records import ChannelSecret, Direction
 
 _MAX_NAME_BYTES = 255
@@ -225,6 +226,13 @@ class DataPlane:
         for port in ports:
             port.captures.append(capture)
         return capture
+
+    def join(self, guest_uid: str, interface: str, mac: bytes) -> Tap:
+        """A further station on the wire of a guest's port. Raises NotFoundError, InvalidInputError.
+
+        One that has the address there already is ended. Close what is returned; it ends with the port.
+        """
+        return self._existing_port(GuestPort(guest_uid, interface)).join(mac)
 
     def counters(self) -> Counters:
         """Of everything; the objects are live."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from serai.hypervisor.driver import FramePort
 from serai.network.capture import Capture
 from serai.network.switch import GuestPort
+from serai.network.taps import MAC_BYTES, Tap, is_group, share
 
 MIN_FRAME_BYTES = 14
 MAX_FRAME_BYTES = 65535 + 18
@@ -27,6 +28,7 @@ HOLD_BYTES = 4 * 1024 * 1024
 """What a port holds for a guest that cannot take frames now; then frames are dropped and counted."""
 
 _RETRY_SECONDS = 0.001
+_MAX_OWN = 64
 
 
 class PortState(enum.Enum):
@@ -61,6 +63,10 @@ class Port:
         """The only peer that may send frames for this port by redirection."""
         self.counters = PortCounters()
         self.captures: list[Capture] = []
+        self.taps: list[Tap] = []
+        """Further stations on the guest's wire."""
+        self._own: set[bytes] = set()
+        """MAC addresses that the guest has sent from, noted while there are such stations."""
         self._transmit = transmit
         self._driver: FramePort | None = None
         self._redirect: Callable[[Sequence[bytes]], None] | None = None
@@ -75,6 +81,34 @@ class Port:
 
     def receive(self, frames: Sequence[bytes]) -> None:
         """Frames for the guest arrive from the switch; never blocks."""
+        if self.taps:
+            frames = share(self.taps, frames)
+        self._into_guest(frames)
+
+    def join(self, mac: bytes) -> Tap:
+        """A further station on the wire; one that has the address already is replaced."""
+        for present in [tap for tap in self.taps if tap.mac == mac]:
+            present.close()
+        tap = Tap(mac, self._from_tap, self.taps.remove)
+        self.taps.append(tap)
+        return tap
+
+    def _from_tap(self, tap: Tap, frames: Sequence[bytes]) -> None:
+        good = [
+            frame
+            for frame in frames
+            if MIN_FRAME_BYTES <= len(frame) <= MAX_FRAME_BYTES
+            and frame[MAC_BYTES : 2 * MAC_BYTES] == tap.mac
+        ]
+        tap.refused += len(frames) - len(good)
+        rest = share(self.taps, good, tap)
+        if rest:
+            self._into_guest(rest)
+        beyond = [frame for frame in rest if is_group(frame) or frame[:MAC_BYTES] not in self._own]
+        if beyond:
+            self._transmit(self.name, beyond)
+
+    def _into_guest(self, frames: Sequence[bytes]) -> None:
         for capture in self.captures:
             capture.record(self.name, True, frames)
         self.counters.frames_in += len(frames)
@@ -124,6 +158,8 @@ class Port:
         self._empty_backlog()
         for capture in list(self.captures):
             capture.close()
+        for tap in list(self.taps):
+            tap.close()
 
     def _empty_backlog(self) -> list[bytes]:
         frames = list(self._backlog)
@@ -150,7 +186,15 @@ class Port:
         self.counters.bytes_out += sum(map(len, good))
         for capture in self.captures:
             capture.record(self.name, False, good)
+        if self.taps:
+            self._note_own(good)
+            good = share(self.taps, good)
         self._transmit(self.name, good)
+
+    def _note_own(self, frames: Sequence[bytes]) -> None:
+        for frame in frames:
+            if len(self._own) < _MAX_OWN:
+                self._own.add(frame[MAC_BYTES : 2 * MAC_BYTES])
 
     def _deliver(self, driver: FramePort, frames: Sequence[bytes]) -> None:
         for frame in frames:

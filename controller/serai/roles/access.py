@@ -14,6 +14,7 @@ _OPERATIONS = "GetOperation ListOperations WatchOperation CancelOperation"
 _CONSOLES = "OpenConsole CaptureNodeFrames"
 
 PIP_ACCESS: AccessTable = {
+    **_methods("AttachmentService", "Attach", Role.USER, Role.SP, Role.VNP, Role.ADMIN),
     **_methods(
         "InfrastructureService",
         "GetAdvertisement AllocateSlice ProvisionSlice UpdateSlice GetSlice ListSlices WatchSlices"
@@ -30,6 +31,7 @@ PIP_ACCESS: AccessTable = {
 }
 
 VNP_ACCESS: AccessTable = {
+    **_methods("AttachmentService", "Attach", Role.VNO, Role.ADMIN),
     **_methods(
         "ProviderService",
         "CreateNetwork GetNetwork ListNetworks WatchNetworks DeleteNetwork StartNetworkNode StopNetworkNode"
@@ -44,12 +46,14 @@ VNP_ACCESS: AccessTable = {
 }
 
 VNO_ACCESS: AccessTable = {
+    **_methods("AttachmentService", "Attach", Role.PIP, Role.ADMIN),
     **_methods(
         "OperatorService",
         "ValidateDescription CreateVnet GetVnet ListVnets WatchVnets DeleteVnet GetVnetNode StartVnetNode"
         " StopVnetNode DeleteVnetNode GetVnetNodeStatistics TraceVnetNode MigrateVnetNode"
         " SnapshotVnetNode ListVnetNodeSnapshots DeleteVnetNodeSnapshot RestoreVnetNode"
-        " DiffVnet UpdateVnet ResizeVnetNode",
+        " DiffVnet UpdateVnet ResizeVnetNode"
+        " GrantAttachment ListAttachmentGrants RevokeAttachmentGrant",
         Role.SP,
         Role.ADMIN,
     ),

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from serai.errors import InvalidInputError, SeraiError
+from serai.errors import InternalError, InvalidInputError, SeraiError
 from serai.store.collection import Watcher
 from serai.v1.guest_pb2 import ConsoleInput, ConsoleOutput
 from serai.v1.link_pb2 import CapturedFrame, CaptureFramesRequest
@@ -29,14 +29,22 @@ _SHORTEST_OVERLAP = 8
 """Fewer bytes than this agree by chance."""
 
 
+def _not_offered(*_: object) -> Any:
+    raise InternalError("a relay was asked for a stream that its place does not offer")
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a node is: `key` tells places apart, `name` is the node's there; `moving`: wait for another."""
+    """Where a node is: `key` tells places apart, `name` is the node's there; `moving`: wait for another.
+
+    Streams there: its console (`attach`), copies of its frames (`capture`), a station beside it (`join`).
+    """
 
     key: str
     name: str
-    attach: Callable[[], Any]
-    capture: Callable[[CaptureFramesRequest], Any]
+    attach: Callable[[], Any] = _not_offered
+    capture: Callable[[CaptureFramesRequest], Any] = _not_offered
+    join: Callable[[], Any] = _not_offered
     moving: bool = False
 
 

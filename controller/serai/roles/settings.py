@@ -94,6 +94,9 @@ class PipSettings(RoleSettings):
     nodes: list[NodeSettings] = Field(min_length=1)
     links: list[LinkSettings] = []
     borders: list[BorderSettings] = []
+    operators: list[PeerSettings] = Field(
+        [], description="VNOs elsewhere whose end users may attach here (those of this process may)"
+    )
     disclose_placement: bool = Field(False, description="tell callers on which node a guest is")
     accept_placement: bool = Field(
         False, description="let callers choose the node of a guest (administrators always may)"

@@ -26,6 +26,7 @@ class Role(enum.StrEnum):
     VNP = "vnp"
     VNO = "vno"
     SP = "sp"
+    USER = "user"
     ADMIN = "admin"
 
     @property

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from serai.errors import HypervisorError, SeraiError, UnavailableError
+from serai.v1.attachment_pb2_grpc import AttachmentServiceStub
 from serai.v1.guest_pb2 import Guest, WatchGuestsRequest
 from serai.v1.guest_pb2_grpc import GuestServiceStub
 from serai.v1.link_pb2_grpc import SegmentServiceStub
@@ -60,6 +61,7 @@ class Agent:
         self.node_stub = NodeServiceStub(self._channel)
         self.guest_stub = GuestServiceStub(self._channel)
         self.segment_stub = SegmentServiceStub(self._channel)
+        self.attachment_stub = AttachmentServiceStub(self._channel)
         self.migration_stub = MigrationServiceStub(self._channel)
         self._tasks: list[asyncio.Task[None]] = []
 

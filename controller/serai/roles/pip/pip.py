@@ -14,6 +14,7 @@ from serai.roles.announce import announce_operations
 from serai.roles.directory import Directory
 from serai.roles.operations import Operations
 from serai.roles.pip.agents import Agent
+from serai.roles.pip.attachment import PipAttachmentServicer
 from serai.roles.pip.moves import MIGRATION_STEPS, Moves, find_arrived
 from serai.roles.pip.peering import Peering, PeeringServicer
 from serai.roles.pip.realise import restore_segments
@@ -25,6 +26,7 @@ from serai.roles.remote_operations import OperationServicer
 from serai.roles.requests import Requests
 from serai.roles.settings import PipSettings
 from serai.store import Collection, Database
+from serai.v1.attachment_pb2_grpc import add_AttachmentServiceServicer_to_server
 from serai.v1.console_pb2_grpc import add_ConsoleServiceServicer_to_server
 from serai.v1.guest_pb2 import DeleteGuestRequest
 from serai.v1.infrastructure_pb2_grpc import add_InfrastructureServiceServicer_to_server
@@ -77,6 +79,8 @@ class Pip:
         bus: EventBus,
     ) -> Pip:
         """Load the state; nothing is done yet."""
+        for operator in settings.operators:
+            directory.add(Identity(Role.VNO, operator.name), operator.address)
         for border in settings.borders:
             directory.add(Identity(Role.PIP, border.peer_provider), border.peer_address)
         state = PipState(
@@ -120,6 +124,7 @@ class Pip:
             (add_InfrastructureServiceServicer_to_server, infrastructure),
             (add_PeeringServiceServicer_to_server, PeeringServicer(self.state)),
             (add_ConsoleServiceServicer_to_server, PipConsoleServicer(self.state)),
+            (add_AttachmentServiceServicer_to_server, PipAttachmentServicer(self.state)),
             (add_OperationServiceServicer_to_server, OperationServicer(self.state.operations)),
         ]
 

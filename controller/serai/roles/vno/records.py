@@ -15,6 +15,21 @@ class VnetState(enum.StrEnum):
     DELETING = "deleting"
 
 
+class GrantRecord(Record):
+    """A credential for attaching to a VNet: what it is good for, and the digest of its secret."""
+
+    owner: str
+    vnet: str
+    node: str
+    interface: str
+    mac: str
+    """Of the station that it makes; hexadecimal."""
+    address: str
+    gateway: str
+    digest: str
+    expire_time: float
+
+
 class VnetRecord(Record):
     """A VNet. All else about it is in its description and in the VNP's network."""
 

@@ -13,6 +13,7 @@ from serai.roles.relay import Place, Relay, first_message
 from serai.roles.snapshots import MARGIN_SECONDS, SNAPSHOT_SECONDS, all_renamed, renamed
 from serai.roles.vno.changes import UPDATE_STEPS, VnetChanges, change_message
 from serai.roles.vno.describe import parse_node_name, validate
+from serai.roles.vno.grants import view_grant
 from serai.roles.vno.records import VnetRecord
 from serai.roles.vno.vnets import CREATE_STEPS, Vnets, VnoState
 from serai.v1.console_pb2_grpc import ConsoleServiceServicer
@@ -32,15 +33,21 @@ from serai.v1.guest_pb2 import (
 from serai.v1.link_pb2 import CapturedFrame, CaptureFramesRequest
 from serai.v1.operation_pb2 import Operation
 from serai.v1.operator_pb2 import (
+    AttachmentGrant,
     CreateVnetRequest,
     DeleteVnetRequest,
     DiffVnetRequest,
     DiffVnetResponse,
     GetVnetRequest,
+    GrantAttachmentRequest,
+    ListAttachmentGrantsRequest,
+    ListAttachmentGrantsResponse,
     ListVnetsRequest,
     ListVnetsResponse,
     MigrateVnetNodeRequest,
     ResizeVnetNodeRequest,
+    RevokeAttachmentGrantRequest,
+    RevokeAttachmentGrantResponse,
     StopVnetNodeRequest,
     UpdateVnetRequest,
     ValidateDescriptionRequest,
@@ -165,6 +172,33 @@ class OperatorServicer(OperatorServiceServicer):
 
         name = await self._state.requests.once(identity, request.request_id, request, act)
         return self._operations.records.get(name).operation
+
+    async def GrantAttachment(self, request: GrantAttachmentRequest, context: Any) -> AttachmentGrant:
+        """See the contract."""
+        record, node = self._find_node(request.node, context)
+        grant, token = await self._state.grants.create(
+            record, self._vnets.compiled(record), node, request.interface, request.lifetime_s
+        )
+        return view_grant(grant, token)
+
+    async def ListAttachmentGrants(
+        self, request: ListAttachmentGrantsRequest, context: Any
+    ) -> ListAttachmentGrantsResponse:
+        """See the contract."""
+        mine = owned(self._state.grants.records, caller(context))
+        records, token = page(mine, request.page_size, request.page_token, key=lambda record: record.name)
+        return ListAttachmentGrantsResponse(
+            grants=[view_grant(record) for record in records], next_page_token=token
+        )
+
+    async def RevokeAttachmentGrant(
+        self, request: RevokeAttachmentGrantRequest, context: Any
+    ) -> RevokeAttachmentGrantResponse:
+        """See the contract."""
+        grant = self._state.grants.records.find(request.name)
+        if grant is not None and may_see(grant.owner, caller(context)):
+            await self._state.grants.records.delete(request.name)
+        return RevokeAttachmentGrantResponse()
 
     async def GetVnetNode(self, request: VnetNodeRequest, context: Any) -> VnetNode:
         """See the contract."""

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from serai.errors import NotFoundError, SeraiError
+from serai.v1.attachment_pb2_grpc import AttachmentServiceStub
 from serai.v1.console_pb2_grpc import ConsoleServiceStub
 from serai.v1.provider_pb2 import GetNetworkRequest, Network, NetworkNode, WatchNetworksRequest
 from serai.v1.provider_pb2_grpc import ProviderServiceStub
 from serai.wire.rpc import Channel
 
 if TYPE_CHECKING:
+    from serai.v1.attachment_pb2_grpc import AttachmentServiceAsyncStub
     from serai.v1.console_pb2_grpc import ConsoleServiceAsyncStub
     from serai.v1.provider_pb2_grpc import ProviderServiceAsyncStub
 
@@ -42,6 +44,11 @@ class Upstream:
     def provider(self) -> ProviderServiceAsyncStub:
         """Its networks."""
         return ProviderServiceStub(self.channel)
+
+    @property
+    def attachments(self) -> AttachmentServiceAsyncStub:
+        """Its ends of attachments."""
+        return AttachmentServiceStub(self.channel)
 
     @property
     def consoles(self) -> ConsoleServiceAsyncStub:

@@ -17,6 +17,7 @@ from serai.roles.remote_operations import follow
 from serai.roles.requests import Requests
 from serai.roles.settings import VnoSettings
 from serai.roles.vno.describe import compile_document, topology_message
+from serai.roles.vno.grants import Grants
 from serai.roles.vno.records import VnetRecord, VnetState
 from serai.roles.vno.upstream import Upstream
 from serai.roles.vno.views import view_vnet
@@ -52,6 +53,7 @@ class VnoState:
     requests: Requests
     vnets: Collection[VnetRecord]
     upstream: Upstream
+    grants: Grants
 
 
 class Vnets:
@@ -162,11 +164,13 @@ class Vnets:
 
     async def _forget(self, name: str) -> None:
         await self._state.vnets.delete(name)
+        await self._state.grants.sweep(self._state.vnets)
         self._compiled.pop(name, None)
 
     async def sweep_forever(self) -> None:
         """Finish deletions that nobody waits for any more."""
         while True:
+            await self._state.grants.sweep(self._state.vnets)
             for record in self._state.vnets:
                 if record.state is VnetState.DELETING and not self._state.operations.running(record.name):
                     try:

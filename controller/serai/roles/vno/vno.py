@@ -12,13 +12,16 @@ from serai.roles.operations import Operations
 from serai.roles.remote_operations import OperationServicer
 from serai.roles.requests import Requests
 from serai.roles.settings import VnoSettings
+from serai.roles.vno.attachment import VnoAttachmentServicer
 from serai.roles.vno.changes import VnetChanges
-from serai.roles.vno.records import VnetRecord, VnetState
+from serai.roles.vno.grants import Grants
+from serai.roles.vno.records import GrantRecord, VnetRecord, VnetState
 from serai.roles.vno.servicer import OperatorServicer, VnoConsoleServicer
 from serai.roles.vno.upstream import Upstream
 from serai.roles.vno.views import vnet_state
 from serai.roles.vno.vnets import Vnets, VnoState
 from serai.store import Change, Collection, Database
+from serai.v1.attachment_pb2_grpc import add_AttachmentServiceServicer_to_server
 from serai.v1.console_pb2_grpc import add_ConsoleServiceServicer_to_server
 from serai.v1.operation_pb2_grpc import add_OperationServiceServicer_to_server
 from serai.v1.operator_pb2 import Vnet
@@ -66,8 +69,10 @@ class Vno:
             requests=Requests(database),
             vnets=vnets,
             upstream=Upstream(lambda: directory.channel(vnp), network_changed),
+            grants=Grants(settings.name, Collection(database, "grants", GrantRecord, "grant")),
         )
         await state.vnets.load()
+        await state.grants.records.load()
         await state.requests.load()
         await state.operations.load()
         announce_operations(state.operations, bus)
@@ -79,6 +84,7 @@ class Vno:
         return [
             (add_OperatorServiceServicer_to_server, OperatorServicer(self.state, self._vnets, self._changes)),
             (add_ConsoleServiceServicer_to_server, VnoConsoleServicer(self.state, self._vnets)),
+            (add_AttachmentServiceServicer_to_server, VnoAttachmentServicer(self.state, self._vnets)),
             (add_OperationServiceServicer_to_server, OperationServicer(self.state.operations)),
         ]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from serai.errors import SeraiError, UnavailableError
 from serai.roles.remote_operations import follow
+from serai.v1.attachment_pb2_grpc import AttachmentServiceStub
 from serai.v1.console_pb2_grpc import ConsoleServiceStub
 from serai.v1.infrastructure_pb2 import (
     Advertisement,
@@ -25,6 +26,7 @@ from serai.v1.operation_pb2 import Operation
 from serai.wire.rpc import Channel
 
 if TYPE_CHECKING:
+    from serai.v1.attachment_pb2_grpc import AttachmentServiceAsyncStub
     from serai.v1.console_pb2_grpc import ConsoleServiceAsyncStub
     from serai.v1.infrastructure_pb2_grpc import InfrastructureServiceAsyncStub
 
@@ -53,6 +55,11 @@ class Provider:
     def infrastructure(self) -> InfrastructureServiceAsyncStub:
         """Its slices."""
         return InfrastructureServiceStub(self.channel)
+
+    @property
+    def attachments(self) -> AttachmentServiceAsyncStub:
+        """Its ends of attachments."""
+        return AttachmentServiceStub(self.channel)
 
     @property
     def consoles(self) -> ConsoleServiceAsyncStub:

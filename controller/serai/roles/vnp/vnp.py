@@ -15,6 +15,7 @@ from serai.roles.operations import Operations
 from serai.roles.remote_operations import OperationServicer
 from serai.roles.requests import Requests
 from serai.roles.settings import VnpSettings
+from serai.roles.vnp.attachment import VnpAttachmentServicer
 from serai.roles.vnp.changes import NetworkChanges
 from serai.roles.vnp.moves import NetworkMoves
 from serai.roles.vnp.networks import Networks
@@ -23,6 +24,7 @@ from serai.roles.vnp.records import NetworkRecord, NetworkState
 from serai.roles.vnp.servicer import ProviderServicer, VnpConsoleServicer
 from serai.roles.vnp.state import VnpState
 from serai.store import Collection, Database
+from serai.v1.attachment_pb2_grpc import add_AttachmentServiceServicer_to_server
 from serai.v1.console_pb2_grpc import add_ConsoleServiceServicer_to_server
 from serai.v1.operation_pb2_grpc import add_OperationServiceServicer_to_server
 from serai.v1.provider_pb2_grpc import add_ProviderServiceServicer_to_server
@@ -79,6 +81,7 @@ class Vnp:
                 ProviderServicer(self.state, self._networks, self._moves, self._changes),
             ),
             (add_ConsoleServiceServicer_to_server, VnpConsoleServicer(self.state)),
+            (add_AttachmentServiceServicer_to_server, VnpAttachmentServicer(self.state)),
             (add_OperationServiceServicer_to_server, OperationServicer(self.state.operations)),
         ]
 
