@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from serai.cli.app import CLUSTER, Cluster, Output, asynchronous, group
+from serai.cli.commands.grants import register
 from serai.cli.commands.vm import all_vnets
 from serai.cli.context import Context
 from serai.cli.operations import follow, progress_display
@@ -28,6 +29,7 @@ from serai.vnet import Diagnostic, explain, parse
 from serai.wire.rpc import Channel
 
 app = group("Virtual networks.")
+register(app)
 
 File = Annotated[Path, typer.Option("--file", "-f", help="The description; - reads standard input.")]
 Name = Annotated[str, typer.Argument(metavar="NAME")]
