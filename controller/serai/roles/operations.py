@@ -141,7 +141,8 @@ class Operations:
     async def cancel(self, name: str) -> None:
         """Ask a running operation to stop and undo; StateError when it is over already."""
         task = self._tasks.get(name)
-        if task is None:
+        # The outcome is recorded a moment before its task ends.
+        if task is None or self.records.get(name).operation.done:
             raise StateError(f"{name} is done", hint="look at its outcome")
         task.cancel()
 
