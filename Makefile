@@ -47,6 +47,7 @@ protos: install  ## regenerate the gRPC stubs after a change of a contract
 
 soak: install  ## millions of random sequences and hostile guests; prints the counts (SEQUENCES, CASES)
 	$(BIN)/python -m tests.soak.differential --count $(SEQUENCES)
+	$(BIN)/python -m tests.soak.hostile --count $(CASES)
 
 bench-compute: install image  ## the machine against qemu-system-riscv64 -> bench/out/compute.json
 	$(BIN)/python bench/compute.py --json bench/out/compute.json

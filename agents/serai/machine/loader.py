@@ -163,10 +163,11 @@ def _load_elf(memory: GuestMemory, path: Path, data: bytes) -> Kernel:
             if len(content) != in_file or in_file > in_memory:
                 raise LoadError(f"{path} is damaged: segment {number} is not whole")
             memory.write(address, content)
-            memory.view(address + in_file, in_memory - in_file)[:] = bytes(in_memory - in_file)
+            rest = memory.view(address + in_file, in_memory - in_file)  # checked before so much is allocated
+            rest[:] = bytes(len(rest))
             memory.wrote(address, in_memory)
             start, end = min(start, address), max(end, address + in_memory)
-    except struct.error:
+    except (struct.error, OverflowError):
         raise LoadError(f"{path} is damaged: its headers are not whole") from None
     except GuestAccessError as error:
         raise LoadError(f"{path} does not fit into RAM: {error}") from None
