@@ -30,6 +30,7 @@ from serai.migration.convergence import Limits, Mode
 from serai.migration.outgoing import COMMIT_TIMEOUT_S, Departure, Outgoing
 from serai.migration.ownership import ask_holder
 from serai.migration.progress import Progress
+from serai.migration.rest import send_rest
 from serai.migration.source import Holder
 from serai.network.dataplane import DataPlane
 from serai.v1 import guest_pb2, migration_pb2
@@ -238,6 +239,7 @@ class Departures:
     async def _settle(self, record: Record) -> None:
         await self._peers.learn(record.peer, record.peer_address)
         peer = self._peers.migration(record.peer)
+        left = False
         while True:
             try:
                 holder = await ask_holder(peer, record.uid, record.epoch, self._settings.node)
@@ -248,8 +250,19 @@ class Departures:
                     )
                     await peer.CommitArrival(request, timeout=COMMIT_TIMEOUT_S)
                     holder = Holder.DESTINATION
+                frozen = self._guests.frozen(record.uid)
+                if holder is Holder.DESTINATION and frozen is not None and not left:
+                    # It may run there without all its pages: those are in the copy here.
+                    left = True
+                    with contextlib.suppress(NotFoundError):
+                        await send_rest(
+                            peer, record.migration, frozen, timeout_s=self._settings.stream_timeout_s
+                        )
+                        break
+                    continue  # no arrival is known there any more: is the guest?
                 break
             except SeraiError as error:
+                left = False
                 log.warning("undecided whose %s is: %s", record.uid, error)
                 await asyncio.sleep(_SETTLE_PAUSE_S)
         if holder is Holder.DESTINATION:

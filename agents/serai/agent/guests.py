@@ -163,6 +163,11 @@ class Guests:
         await self._go_on(hosted, hosted.machine)
         return True
 
+    def frozen(self, uid: str) -> Machine | None:
+        """The copy that is kept of a guest which was handed over."""
+        hosted = self._inventory.find(uid)
+        return hosted.machine if hosted is not None and hosted.presence is Presence.OUTGOING else None
+
     async def let_go(self, uid: str) -> None:
         """Free the frozen copy of a guest that its destination has."""
         hosted = self._inventory.find(uid)
