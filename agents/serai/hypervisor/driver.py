@@ -189,6 +189,13 @@ class Guest(abc.ABC):
     def ram(self) -> memoryview:
         """The guest's RAM, shared with its process (writable, `ram_bytes` of the configuration long)."""
 
+    def used_pages(self) -> Sequence[tuple[int, int]]:
+        """Ranges of pages (end not included) that may hold something; the rest reads as zero.
+
+        A driver that knows better than "all" spares a migration the look at what a balloon has given back.
+        """
+        return [(0, len(self.ram) // PAGE_SIZE)]
+
     @property
     @abc.abstractmethod
     def ports(self) -> dict[str, FramePort]:

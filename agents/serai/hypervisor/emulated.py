@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import mmap
 import os
@@ -197,6 +198,20 @@ class EmulatedGuest(BaseGuest):
     def ram(self) -> memoryview:
         """See `Guest.ram`."""
         return self._view
+
+    def used_pages(self) -> list[tuple[int, int]]:
+        """See `Guest.used_pages`: what the memfd has memory for."""
+        found: list[tuple[int, int]] = []
+        position = 0
+        while True:
+            try:
+                start = os.lseek(self._ram_file, position, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                    return found
+                raise
+            position = os.lseek(self._ram_file, start, os.SEEK_HOLE)
+            found.append((start // PAGE_SIZE, -(-position // PAGE_SIZE)))
 
     @property
     def ports(self) -> dict[str, FramePort]:

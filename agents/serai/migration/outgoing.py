@@ -235,7 +235,10 @@ class Outgoing:
         answer = await self._peer.PrepareArrival(request, timeout=PREPARE_TIMEOUT_S)
         secret = ChannelSecret(answer.channel_id, answer.key)
         self._stream = await self._in_thread(self._dial, answer.data_address, secret)
-        self._sender = PageSender(self._stream, self._machine.ram, bandwidth_bps=self._plan.bandwidth_bps)
+        machine = self._machine
+        self._sender = PageSender(
+            self._stream, machine.ram, bandwidth_bps=self._plan.bandwidth_bps, extents=machine.used_pages
+        )
         if self._plan.limits.mode in (Mode.POST_COPY, Mode.OFFLINE):
             # Of a guest that was copied from a template, only this makes all of RAM visible here.
             await self._machine.start_dirty_log()
@@ -250,7 +253,7 @@ class Outgoing:
         if action.number == 1:
             await self._machine.start_dirty_log()
             self._logging = True
-            self._pending = np.arange(sender.page_count, dtype=np.uint32)
+            self._pending = sender.pages_in_use()
         pages = self._pending
         look = len(pages) <= _LOOK_PAGES and not self._looked
         self._looked |= look

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -16,6 +17,9 @@ Pages: TypeAlias = NDArray[np.uint64]
 
 Numbers: TypeAlias = NDArray[np.uint32]
 """Page numbers."""
+
+Extents: TypeAlias = Sequence[tuple[int, int]]
+"""Ranges of page numbers, the end not included."""
 
 
 def page_view(ram: memoryview) -> Pages:

@@ -31,7 +31,7 @@ from serai.errors import IntegrityError
 from serai.hypervisor.driver import PAGE_SIZE
 from serai.migration.digests import PageDigests
 from serai.migration.memory import populate
-from serai.migration.pages import WORDS, Numbers, Pages, glance, numbers_of, page_view, zero_mask
+from serai.migration.pages import WORDS, Extents, Numbers, Pages, glance, numbers_of, page_view, zero_mask
 from serai.wire.records import RecordHeader
 from serai.wire.status import status_to_error
 from serai.wire.streams import RecordStream
@@ -65,9 +65,18 @@ class Sent:
 class PageSender:
     """The source's end. Pages are copied first, and only the copy is looked at: the guest goes on writing."""
 
-    def __init__(self, stream: RecordStream, ram: memoryview, *, bandwidth_bps: int = 0) -> None:
+    def __init__(
+        self,
+        stream: RecordStream,
+        ram: memoryview,
+        *,
+        bandwidth_bps: int = 0,
+        extents: Callable[[], Extents] | None = None,
+    ) -> None:
+        """`extents` says which pages of RAM hold anything; the others are zero and are not looked at."""
         self._stream = stream
         self._ram = page_view(ram)
+        self._extents = extents or (lambda: [(0, len(self._ram))])
         self._bytes_per_s = bandwidth_bps / 8
         self._record = bytearray(MAX_RECORD)
         self._batch = np.empty((BATCH, WORDS), dtype=np.uint64)
@@ -86,6 +95,11 @@ class PageSender:
     def bytes_sent(self) -> int:
         """On the wire, with headers and tags."""
         return self._stream.bytes_sent
+
+    def pages_in_use(self) -> Numbers:
+        """The pages that may hold something."""
+        pieces = [np.arange(start, end, dtype=np.uint32) for start, end in self._extents()]
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint32)
 
     def send_round(self, number: int, pages: Numbers, *, last: bool = False, look: bool = False) -> Sent:
         """Send `pages` as they are now and return when the destination has written them.
@@ -156,8 +170,10 @@ class PageSender:
         return answer[1]
 
     def find_changed(self) -> Numbers:
-        """Pages that differ from what was sent of them, by looking at all of RAM (10 ms for 256 MiB)."""
-        changed = (glance(self._ram) != self._glances).any(axis=1)
+        """Pages that differ from what was sent of them, by looking at all RAM in use (10 ms for 256 MiB)."""
+        changed = self._filled.copy()  # what was sent with contents and is not in use any more is zero now
+        for start, end in self._extents():
+            changed[start:end] = (glance(self._ram[start:end]) != self._glances[start:end]).any(axis=1)
         return np.flatnonzero(changed).astype(np.uint32)
 
     def _send_batch(self, number: int, pages: Numbers, sent: Sent) -> None:
