@@ -30,9 +30,10 @@ def debian() -> Image:
         return build_debian()
 
 
-def machine(debian: Image) -> Machine:
+def machine(debian: Image, vcpus: int) -> Machine:
     config = MachineConfig(
         memory_bytes=128 << 20,
+        vcpus=vcpus,
         kernel=debian.kernel,
         initramfs=debian.initramfs,
         interfaces=(NetworkInterface("eth0", b"\2\0\0\0\0\1"),),
@@ -46,7 +47,7 @@ def run_to(m: Machine, end: int, budget: int) -> None:
         cause = m.run(min(budget, end - m.instructions))
         m.uart.output.clear()
         if cause is MachineExit.WAIT:
-            m.hart.skip_to_deadline()
+            m.harts.skip_to_deadline()
         else:
             assert cause is MachineExit.BUDGET, m.fault
 
@@ -55,8 +56,9 @@ def digests(m: Machine) -> tuple[str, str]:
     return hashlib.sha256(m.memory.ram).hexdigest(), hashlib.sha256(m.save()).hexdigest()
 
 
-def test_slices_and_a_move_in_between_change_nothing(debian: Image) -> None:
-    whole = machine(debian)
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_slices_and_a_move_in_between_change_nothing(debian: Image, vcpus: int) -> None:
+    whole = machine(debian, vcpus)
     lines: list[str] = []
     whole.console.line_received = lines.append
     whole.boot()
@@ -64,11 +66,11 @@ def test_slices_and_a_move_in_between_change_nothing(debian: Image) -> None:
     assert lines == [f"ready kernel={debian.kernel_release}"]
     expected = digests(whole)
 
-    left = machine(debian)
+    left = machine(debian, vcpus)
     left.boot()
     run_to(left, MIDDLE, 77_777)
     left.paused()
-    arrived = machine(debian)
+    arrived = machine(debian, vcpus)
     arrived.memory.ram[:] = left.memory.ram
     arrived.restore(left.save())
     arrived.resumed(0)
