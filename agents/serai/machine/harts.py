@@ -25,6 +25,7 @@ from serai.machine.hart import (
     SUPERVISOR_SOFTWARE_INTERRUPT,
     ClockSource,
     Counters,
+    ExitReason,
     Hart,
 )
 
@@ -116,6 +117,14 @@ class Harts:
     def used(self, steps: int) -> None:
         """The current hart has executed that many."""
         self._left -= steps
+
+    def run(self, steps: int) -> ExitReason:
+        """Let the current hart execute at most that many steps of its slice."""
+        hart = self.all[self.current]
+        before = hart.steps
+        reason = hart.run(steps)
+        self._left -= hart.steps - before
+        return reason
 
     def next(self) -> Hart | None:
         """The hart to run now; None if all wait."""

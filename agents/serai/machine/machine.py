@@ -244,11 +244,13 @@ class Machine:
             hart = harts.next()
             if hart is None:
                 return MachineExit.WAIT
-            before = hart.steps
-            ended = self._serve(hart, hart.run(min(budget, harts.left)))
-            used = hart.steps - before
-            harts.used(used)
-            budget -= used
+            end = hart.steps + budget
+            reason = harts.run(min(budget, harts.left))
+            executed = hart.steps
+            ended = self._serve(hart, reason)
+            if hart.steps != executed:  # a load was completed
+                harts.used(hart.steps - executed)
+            budget = end - hart.steps
             if ended is not None:
                 return ended
         return MachineExit.BUDGET
