@@ -188,17 +188,22 @@ class Pip:
     async def _agent_arrived(self, agent: Agent) -> None:
         """Before it counts as reachable: what was left there goes, and links that it lost come back."""
         await self.state.remover.settle_with(agent)
-        for record in self.state.slices:
-            if record.state is not SliceState.RUNNING or self.state.locks[record.name].locked():
-                continue
-            try:
-                links = record.parts.links.values()
-                restored = await restore_segments(agent, links, guest_uids(record.parts))
-            except SeraiError as error:
-                log.warning("links of %s through node %s: %s", record.name, agent.node, error)
-                continue
-            if restored:
-                log.warning("node %s had lost %d segments of %s", agent.node, restored, record.name)
+        for record in list(self.state.slices):
+            # A change under way sees to its own links, and may be waiting for this very agent.
+            if record.state is SliceState.RUNNING and not self.state.locks[record.name].locked():
+                # Locked against one that begins: what it removes must not come back behind its back.
+                async with self.state.locks[record.name]:
+                    await self._restore_links(agent, record)
+
+    async def _restore_links(self, agent: Agent, record: SliceRecord) -> None:
+        try:
+            links = record.parts.links.values()
+            restored = await restore_segments(agent, links, guest_uids(record.parts))
+        except SeraiError as error:
+            log.warning("links of %s through node %s: %s", record.name, agent.node, error)
+            return
+        if restored:
+            log.warning("node %s had lost %d segments of %s", agent.node, restored, record.name)
 
     def _agent_changed(self, agent: Agent) -> None:
         self._announce(agent)
