@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import struct
 from pathlib import Path
@@ -27,6 +28,7 @@ def test_the_guard_would_notice_an_access_outside_ram() -> None:
     for offset in (GUARD - 1, GUARD + 4096):
         pid = os.fork()
         if pid == 0:
+            faulthandler.disable()  # it is meant to die
             ram = GuardedRam(4096)
             ram.mapping[offset] = 1
             os._exit(0)

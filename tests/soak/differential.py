@@ -1,4 +1,4 @@
-"""Serai's hart against Unicorn (QEMU's TCG) on random sequences of instructions.
+"""Serai's hart, interpreting and translating, against Unicorn (QEMU's TCG) on random sequences.
 
 ``python -m tests.soak.differential --count 1000000 [--first SEED]`` prints the counts. Where the reference
 (QEMU 5.0) departs from today's manuals it is not compared: NaN boxing of single-precision values (it neither
@@ -20,9 +20,10 @@ import unicorn.riscv_const as names
 from tests.soak.sequences import DATA, RAM_BASE, SINGLES, Sequence, generate
 
 from serai.machine.core import Core
-from serai.machine.hart import ClockSource, ExitReason
+from serai.machine.hart import ClockSource, Execution, ExitReason
 from serai.machine.isa.assembler import encode
 from serai.machine.isa.disassembler import disassemble_range
+from serai.machine.native.translator.store import load_stencils
 
 SIZE = 0x10000
 HANDLER = RAM_BASE + 0x4000
@@ -46,11 +47,14 @@ class Result:
 
 
 class Ours:
-    """Serai's interpreter."""
+    """Serai's hart, interpreting or translating."""
 
-    def __init__(self) -> None:
+    def __init__(self, execution: Execution = Execution.INTERPRET) -> None:
+        if execution is Execution.TRANSLATE:
+            # Before it is there, a hart interprets.
+            assert load_stencils().wait(300), "the translator's code does not come"
         self._ram = memoryview(mmap.mmap(-1, SIZE))
-        self._core = Core(self._ram, clock=ClockSource.VIRTUAL, firmware_emulated=False)
+        self._core = Core(self._ram, clock=ClockSource.VIRTUAL, firmware_emulated=False, execution=execution)
         self._ram[HANDLER - RAM_BASE : HANDLER - RAM_BASE + 4] = WFI
         self._core.set_csr(0x305, HANDLER)
         self._ram[FORGET - RAM_BASE : FORGET - RAM_BASE + 4] = SC
@@ -172,16 +176,18 @@ def describe(sequence: Sequence) -> str:
 
 def compare(first: int, count: int, *, report_every: int = 0) -> tuple[int, list[tuple[int, str]]]:
     """Run the sequences of `count` seeds; how many trapped, and the seeds that differ with the reason."""
-    ours, theirs = Ours(), Theirs()
+    tiers = {execution: Ours(execution) for execution in Execution}
+    theirs = Theirs()
     trapped = 0
     failures: list[tuple[int, str]] = []
     for seed in range(first, first + count):
         sequence = generate(seed)
-        mine, reference = ours.run(sequence), theirs.run(sequence)
-        trapped += mine is None
-        why = difference(mine, reference)
-        if why and not ours.meets_signalling_minimum(sequence):
-            failures.append((seed, why))
+        reference = theirs.run(sequence)
+        trapped += reference is None
+        for execution, ours in tiers.items():
+            why = difference(ours.run(sequence), reference)
+            if why and not ours.meets_signalling_minimum(sequence):
+                failures.append((seed, f"{execution.value}: {why}"))
         if report_every and (seed - first + 1) % report_every == 0:
             print(f"{seed - first + 1} sequences, {len(failures)} differ", flush=True)
     return trapped, failures

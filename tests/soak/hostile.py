@@ -30,10 +30,11 @@ from serai.machine import board, cpio, loader
 from serai.machine.board import RAM_BASE, MachineConfig, Mode, NetworkInterface
 from serai.machine.core_factory import make_hart
 from serai.machine.errors import ConfigurationError, LoadError, SnapshotError
-from serai.machine.hart import ClockSource
+from serai.machine.hart import ClockSource, Execution
 from serai.machine.isa import compressed  # noqa: F401 - completes the table
 from serai.machine.isa.table import COMPRESSED, INSTRUCTIONS
 from serai.machine.machine import Machine
+from serai.machine.native.translator.store import load_stencils
 from serai.machine.snapshot import Section, pack, unpack
 
 CASES_PER_GROUP = 128
@@ -131,23 +132,26 @@ def _echo(receive: Callable[[bytes], bool]) -> Callable[[bytes], None]:
 
 
 class Laboratory:
-    """A machine of each mode on guarded RAM, and the cases."""
+    """A machine of each mode and execution on guarded RAM, and the cases."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.ram = GuardedRam()
-        self.machines = [self._machine(mode) for mode in Mode]
+        # Before the translator's code is there, a hart interprets.
+        assert load_stencils().wait(300), "the translator's code does not come"
+        self.machines = [self._machine(mode, execution) for mode in Mode for execution in Execution]
         self.fresh = [machine.save() for machine in self.machines]
         self.results: Counter[str] = Counter()
         self.kinds: list[Callable[[random.Random, Machine], str]] = [self.code] * 32
         self.kinds += [self.driver] * 6 + [self.snapshot, self.elf, self.linux, self.archive]
 
-    def _machine(self, mode: Mode) -> Machine:
+    def _machine(self, mode: Mode, execution: Execution) -> Machine:
         config = MachineConfig(
             memory_bytes=MEMORY,
             interfaces=(NetworkInterface("eth0", b"\2\0\0\0\0\1"),),
             clock=ClockSource.VIRTUAL,
             mode=mode,
+            execution=execution,
         )
         made = Machine(config, self.ram.view, make_hart)
         for net in made.nets.values():
