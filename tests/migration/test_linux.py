@@ -75,11 +75,14 @@ async def sides(site: Site) -> AsyncIterator[tuple[Side, Side]]:
         yield one, other
 
 
-async def boot(side: Side, guest_id: str, number: int, memory_bytes: int = 128 * MEBIBYTE) -> Guest:
+async def boot(
+    side: Side, guest_id: str, number: int, memory_bytes: int = 128 * MEBIBYTE, vcpus: int = 1
+) -> Guest:
     startup = f"ip addr add 10.0.0.{number}/24 dev eth0\nip link set eth0 up\n"
     await side.client.create(
         guest_id,
         image="debian",
+        vcpus=vcpus,
         memory_bytes=memory_bytes,
         interfaces=[guest_pb2.GuestInterface(name="eth0", mac=bytes([2, 0, 0, 0, 0, number]))],
         files=[guest_pb2.GuestFile(path="/etc/serai/startup", content=startup.encode(), mode=0o755)],
@@ -215,3 +218,25 @@ async def test_a_working_guest_goes_there_and_back(sides: tuple[Side, Side]) -> 
     assert (await here.client.get("worker")).epoch == 5
     # The figure for people is in docs/migration.md; here it must only never be out of proportion.
     assert sorted(downtimes)[1] < 1000, downtimes
+
+
+async def test_a_guest_of_two_vcpus_moves_and_is_resized_there(sides: tuple[Side, Side]) -> None:
+    source, destination = sides
+    guest = await boot(source, "pair", 1, vcpus=2)
+    shell = await Shell.attach(source, guest)
+    assert "2" in (await shell.run("nproc")).split()
+    await shell.type("(while :; do :; done) & i=0; while :; do i=$((i+1)); echo count-$i; sleep 0.05; done")
+    await shell.until(rb"count-10\r")
+    moved = await move(source, destination, guest)
+    assert moved.state == Migration.SUCCEEDED, moved.failure
+    assert moved.report.digest_source == moved.report.digest_destination
+    there = await Shell.attach(destination, guest)
+    last = max(int(number) for number in re.findall(rb"count-(\d+)\r", shell.output + there.output))
+    await there.until(b"count-%d\r" % (last + 20))
+    size = await destination.client.guests.ResizeGuest(
+        guest_pb2.ResizeGuestRequest(name=guest.name, vcpus=4, memory_bytes=192 * MEBIBYTE)
+    )
+    assert (size.guest_vcpus, size.vcpus, size.memory_bytes) == (4, 4, 192 * MEBIBYTE)
+    back = await move(destination, source, await destination.client.get("pair"))
+    assert back.state == Migration.SUCCEEDED, back.failure
+    assert (await source.client.get("pair")).spec.vcpus == 4
