@@ -214,9 +214,9 @@ class Console:
     def run(self, command: str) -> None:
         """Have the shell execute a command, to its end."""
         assert self._process.stdin
-        self._process.stdin.write(f"{command}; echo do''ne\n".encode())
+        self._process.stdin.write(f"{command}; echo fin''ished\n".encode())
         self._process.stdin.flush()
-        self.expect(b"done")
+        self.expect(b"finished")
 
     def close(self) -> None:
         self._process.kill()

@@ -27,8 +27,8 @@ __all__ = ["ClockSource", "Core", "ExitReason"]
 
 M64: Final = (1 << 64) - 1
 NANOSECONDS_PER_TICK: Final = 100
-CODE_POOL_PAGES: Final = 2048  # 67 MB at most, of which a booted Debian touches about 47 MB
-CODE_BUFFER_SIZE: Final = 24 << 20
+CODE_POOL_PAGES: Final = 1024  # 67 MB at most, of which a booted Debian touches about 47 MB
+CODE_BUFFER_SIZE: Final = 16 << 20
 PRIVILEGE_S, PRIVILEGE_M = 1, 3
 STIP: Final = 1 << 5
 MTIP: Final = 1 << 7
