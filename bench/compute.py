@@ -256,7 +256,8 @@ def compare(name: str, qemu: str, directory: Path, repetitions: int, execution: 
         *(qemu, "-machine", "virt", "-m", MEMORY, "-display", "none", "-serial", "none", "-monitor", "none"),
         *("-bios", "none", "-kernel"),
     ]
-    ours, theirs = [], []
+    ours: list[tuple[float, ...]] = []
+    theirs: list[tuple[float, ...]] = []
     for _ in range(repetitions):
         ours.append((*measure(own[0]), measure(own[1])[0]))
         theirs.append((*measure([*peer, str(images[0])]), measure([*peer, str(images[1])])[0]))
@@ -269,7 +270,7 @@ def wide_samples(start: Callable[[], Console]) -> dict[str, tuple[float, ...]]:
     console = start()
     try:
         console.expect(PROMPT)
-        samples = {"Debian boot": (console.cpu(), time.monotonic() - began, 0.0)}
+        samples: dict[str, tuple[float, ...]] = {"Debian boot": (console.cpu(), time.monotonic() - began, 0.0)}
         for name, command in COMMANDS.items():
             before, wall = console.cpu(), time.monotonic()
             console.run(command)

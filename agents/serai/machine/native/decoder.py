@@ -97,8 +97,14 @@ class _Writer:
 
     def store(self, type_: str, value: str, position: int) -> None:
         pointer = self.assign(f"getelementptr i8, ptr %slot, i64 {position}")
-        narrow = self.assign(f"trunc i64 {value} to {type_}") if type_ != "ptr" else value
+        narrow = self.assign(f"trunc i64 {value} to {type_}") if type_ != "i64" else value
         self.lines.append(f"  store {type_} {narrow}, ptr {pointer}")
+
+    def store_handler(self, handler: str) -> None:
+        """Write the handler of the slot, as its distance from the one that decodes."""
+        number = self.assign(f"ptrtoint ptr {handler} to i64")
+        distance = self.assign(f"sub i64 {number}, ptrtoint (ptr @h.decode to i64)")
+        self.store("i64", distance, 0)
 
     def fill(self, encoding: Encoding) -> None:
         """Write the slot of an instruction."""
@@ -116,7 +122,7 @@ class _Writer:
             reach = self.assign(f"add i64 %offset, {imm}")
             inside = self.assign(f"icmp ult i64 {reach}, {PAGE}")
             handler = self.assign(f"select i1 {inside}, ptr {near}, ptr {handler}")
-        self.store("ptr", handler, 0)
+        self.store_handler(handler)
         self.lines.append(f"  ret i64 {encoding.length}")
 
     def chain(self, label: str, candidates: list[Encoding]) -> None:
@@ -168,5 +174,7 @@ def decoder_ir() -> str:
     for length, letter in ((4, "l"), (2, "s")):
         for key_value, candidates in cases[length]:
             writer.chain(f"{letter}{key_value}", candidates)
-    lines.append("illegal:\n  store ptr @h.illegal, ptr %slot\n  ret i64 0\n}")
+    lines.append("illegal:")
+    writer.store_handler("@h.illegal")
+    lines.append("  ret i64 0\n}")
     return "\n".join(lines)

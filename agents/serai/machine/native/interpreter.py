@@ -3,7 +3,8 @@
 Every handler has the signature (state, ip, budget, delta, tlb), the calling convention ``preserve_none`` and
 ends in a ``musttail`` call of the handler in the next decoded slot. ``pc = (ip >> 3) + delta``; ``budget``
 counts the steps left in the slice; ``tlb`` is the data TLB of the current mode. A slot is 16 bytes:
-{handler, imm32, rd, rs1, rs2, rs3}. A translated piece of code is just another handler in a slot.
+{handler, imm32, rd, rs1, rs2, rs3}; the handler is its distance from the one that decodes, so that memory
+that was never touched consists of slots to be decoded. Translated code is just another handler in a slot.
 
 An instruction that touches memory has two handlers: the fast one probes the TLB and, on a miss, tail-calls
 the slow one, which does the same semantics through the runtime and may trap or leave.
@@ -128,7 +129,9 @@ class HandlerCompiler(FunctionCompiler):
 
     def dispatch(self, ip: str, budget: str = "%budget", delta: str = "%delta", tlb: str = "%tlb") -> None:
         """Go on with the handler of the slot at ``ip``."""
-        handler = self.assign("ptr", f"load ptr, ptr {ip}")
+        distance = self.assign("i64", f"load i64, ptr {ip}").text
+        base = self.assign("ptr", f"load ptr, ptr {self.field_pointer('decode_handler')}").text
+        handler = self.assign("ptr", f"getelementptr i8, ptr {base}, i64 {distance}")
         self.tail(handler.text, ip=ip, budget=budget, delta=delta, tlb=tlb)
 
     def retire(self) -> Value:

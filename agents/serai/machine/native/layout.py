@@ -155,6 +155,7 @@ _SCALARS = [
     "clock_base",
     "next_hart",
     "clock_gettime",
+    "madvise",
     "ram_base",
     "ram_size",
     "ram_host",

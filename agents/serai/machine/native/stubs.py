@@ -150,8 +150,10 @@ def _entry() -> str:
         lines.append(f"  %p{number} = getelementptr i8, ptr %s, i64 {FIELDS[name].offset}")
         return f"%p{number}"
 
-    for name in ("decode", "cross", "straddle", "enter"):
-        lines.append(f"  store ptr @h.{name}, ptr {place(name + '_handler')}")
+    lines.append(f"  store ptr @h.decode, ptr {place('decode_handler')}")
+    for name in ("cross", "straddle", "enter"):
+        lines.append(f"  %{name} = sub i64 ptrtoint (ptr @h.{name} to i64), ptrtoint (ptr @h.decode to i64)")
+        lines.append(f"  store i64 %{name}, ptr {place(name + '_handler')}")
     for name in ("slice_end", "resume"):
         lines.append(f"  store ptr @{name}, ptr {place(name + '_handler')}")
     for name, function in (("link", "link_edge"), ("miss", "find_code")):

@@ -5,7 +5,7 @@ store to it comes to ``page_written``, which resets its slots. Decoded code is t
 FENCE.I has nothing left to do. The dirty log works the same way with FLAG_CLEAN, and costs nothing when off.
 """
 
-from serai.machine.native.intrinsics import host_load, host_store, state_at
+from serai.machine.native.intrinsics import call_pointer, host_load, host_store, state_at
 from serai.machine.native.language import native
 from serai.machine.native.layout import (
     DATA_MODES,
@@ -29,6 +29,7 @@ from serai.machine.native.layout import (
 from serai.machine.native.runtime.jumps import forget_jumps, forget_jumps_of_all, forget_jumps_to
 
 PAGE_OFFSET = PAGE - 1
+MADV_DONTNEED = 4  # gives memory back to the host; it reads as zero afterwards
 FLUSH_PAGES = 64  # a range of more pages costs less to forget as a whole
 
 
@@ -38,7 +39,8 @@ def reset_slots(s: State, base: int) -> int:
     slot = base
     end = base + PAGE_SLOTS * SLOT
     while slot < end:
-        host_store(slot, s.decode_handler, 8)
+        if host_load(slot, 8):  # memory that was never written stays untouched
+            host_store(slot, 0, 8)
         slot += SLOT
     return 0
 
@@ -182,6 +184,7 @@ def forget_code(s: State) -> int:
             flags = host_load(s.page_flags + index, 1)
             host_store(s.page_flags + index, flags & FLAG_CLEAN, 1)
         index += 1
+    call_pointer(s.madvise, s.code_pool, s.code_pool_end - s.code_pool, MADV_DONTNEED)
     s.code_pool_next = s.code_pool
     return flush_harts(s)
 

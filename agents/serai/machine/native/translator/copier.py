@@ -78,7 +78,7 @@ def begin_block(s: State, slot: int, base: int) -> int:
     """Make a slot a head; returns where its count belongs."""
     side = side_of(slot, base)
     host_store(side, s.hot_next - s.code_write, 4)
-    host_store(side + 4, host_load(slot, 8) - s.decode_handler, 4)
+    host_store(side + 4, host_load(slot, 8), 4)
     host_store(slot, s.enter_handler, 8)
     s.stub_count = 0
     s.holes[HOLE_COUNT] = 0
@@ -228,11 +228,11 @@ def translate_run(s: State, first: int, base: int) -> int:
                 end_block(s, start, count)
             put_edge(s, slot, base)
             break
-        if host_load(slot, 8) == s.decode_handler:
+        if host_load(slot, 8) == 0:
             decode_at(s, slot, offset)
         operation = operation_of(s, slot)
         kind = host_load(operation, 1)
-        length = host_load(host_load(slot, 8) - 12, 4)
+        length = host_load(host_load(slot, 8) + s.decode_handler - 12, 4)
         if kind == KIND_NONE:
             if slot == first:
                 return 0

@@ -232,7 +232,7 @@ def find_record(s: State, operation: int, index: int) -> int:
 @native
 def operation_of(s: State, slot: int) -> int:
     """The operation of a decoded slot, by the number in front of its handler."""
-    number = host_load(host_load(slot, 8) - 16, 4)
+    number = host_load(host_load(slot, 8) + s.decode_handler - 16, 4)
     return s.stencils + host_load(s.stencils + 16, 8) + number * OPERATION_SIZE
 
 

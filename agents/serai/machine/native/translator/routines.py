@@ -84,27 +84,20 @@ def _exit() -> str:
     routine.label("%end")
     _interpret(routine, _pointer(routine, "slice_end_handler"), ip=ip, budget="0", delta=delta)
     routine.label("%more")
-    handler = routine.assign("ptr", f"load ptr, ptr {ip}").text
-    enter = _pointer(routine, "enter_handler")
-    head = routine.assign("i1", f"icmp eq ptr {handler}, {enter}")
+    distance = number(f"load i64, ptr {ip}")
+    head = routine.assign("i1", f"icmp eq i64 {distance}, {routine.load_field('enter_handler').text}")
+    base = _pointer(routine, "decode_handler")
     routine.branch(head, "%head", "%inside")
     routine.label("%inside")
+    handler = routine.assign("ptr", f"getelementptr i8, ptr {base}, i64 {distance}").text
     _interpret(routine, handler, ip=ip, budget=budget, delta=delta)
     routine.label("%head")
     side = number(f"sub i64 {slot}, {number(f'shl i64 {offset}, 2')}")
     side = number(f"add i64 {side}, {SIDE + 4}")
     place = routine.assign("ptr", f"inttoptr i64 {side} to ptr").text
     narrow = routine.assign("i32", f"load i32, ptr {place}").text
-    original = number(
-        f"add i64 {number(f'sext i32 {narrow} to i64')}, {routine.load_field('decode_handler').text}"
-    )
-    _interpret(
-        routine,
-        routine.assign("ptr", f"inttoptr i64 {original} to ptr").text,
-        ip=ip,
-        budget=budget,
-        delta=delta,
-    )
+    original = routine.assign("ptr", f"getelementptr i8, ptr {base}, i32 {narrow}").text
+    _interpret(routine, original, ip=ip, budget=budget, delta=delta)
     return routine.text("st.common_exit", EXTRA)
 
 
