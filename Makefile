@@ -5,12 +5,14 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+RUNS   ?= 1000
+SEED   ?= 1
 STAMP  := $(VENV)/.installed
 SEQUENCES ?= 1000000
 CASES     ?= 10000000
 MIRROR_OPTION := $(if $(MIRROR),--mirror $(MIRROR))
 
-.PHONY: help install demo test unit guest-tests lint types protos image bench-compute conformance bench-embedding bench-templates clean
+.PHONY: help install demo test unit guest-tests lint types protos image bench-compute conformance bench-embedding bench-templates clean soak-migration bench-migration
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -52,6 +54,9 @@ soak: install  ## millions of random sequences and hostile guests; prints the co
 bench-compute: install image  ## the machine against qemu-system-riscv64 -> bench/out/compute.json
 	$(BIN)/python bench/compute.py --json bench/out/compute.json
 
+soak-migration: install  ## migrations with a fault in each -> bench/out/soak-migration.json (RUNS, SEED)
+	$(BIN)/python -m tests.soak.migration --runs $(RUNS) --seed $(SEED)
+
 conformance: install  ## RISCV_TESTS=DIR: the official riscv-tests, built in a local checkout
 	$(BIN)/python -m pytest tests/conformance --riscv-tests='$(RISCV_TESTS)'
 
@@ -60,6 +65,9 @@ bench-embedding: install  ## embedding algorithms on the Waxman-100 setting -> b
 
 bench-templates: install  ## 100 guests from one template -> bench/out/templates.json
 	$(BIN)/python -m bench.templates
+
+bench-migration: install  ## live migration beside QEMU's -> bench/out/migration.json
+	$(BIN)/python -m bench.migration
 
 clean:  ## remove the virtual environment and everything generated
 	rm -rf $(VENV) build dist bench/out demo-report.json .mypy_cache .ruff_cache .pytest_cache

@@ -306,7 +306,7 @@ class Guest(abc.ABC):
 
     @abc.abstractmethod
     async def pages_arrived(self, *, everything: bool = False) -> None:
-        """Bytes of `absent` have been cleared: let a guest that waits look again; `everything`: all of them."""
+        """Bytes of `absent` were cleared: let a guest that waits look again; `everything`: all of them."""
 
     @abc.abstractmethod
     async def close(self) -> None:

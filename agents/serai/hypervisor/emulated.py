@@ -15,6 +15,7 @@ import logging
 import mmap
 import os
 import socket
+import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,7 @@ class EmulatedGuest(BaseGuest):
         self._ram_complete = False  # asked again: the earlier agent knew
         self._child = AdoptedProcess(survivor.pid, survivor.pidfd)
         self.state = GuestState(survivor.state)
+        self._note_running(self.state is GuestState.RUNNING)
         self._link = GuestLink(
             self.uid, survivor.control, self._event_received, self._link_ended, received=survivor.rest
         )
@@ -226,6 +228,7 @@ class EmulatedGuest(BaseGuest):
     async def start(self) -> None:
         """See `Guest.start`."""
         self._expect("start", GuestState.DEFINED)
+        self._note_running(True)
         await self._request("start")
         self._set_state(GuestState.RUNNING)
 
@@ -233,11 +236,13 @@ class EmulatedGuest(BaseGuest):
         """See `Guest.pause`."""
         self._expect("pause", GuestState.RUNNING)
         await self._request("pause")
+        self._note_running(False)
         self._set_state(GuestState.PAUSED)
 
     async def resume(self, *, elapsed_ns: int = 0) -> None:
         """See `Guest.resume`; after a `restore`, `elapsed_ns` counts from the freeze at the source to now."""
         self._expect("resume", GuestState.PAUSED)
+        self._note_running(True)
         await self._request("resume", elapsed_ns=elapsed_ns)
         self._set_state(GuestState.RUNNING)
 
@@ -441,7 +446,16 @@ class EmulatedGuest(BaseGuest):
             self._release()
             self._driver.forget(self)
 
+    def _note_running(self, running: bool) -> None:
+        """For the log, from which it can be proved that no two copies of a guest ever ran at the same time.
+
+        Said before it runs and after it has stopped; CLOCK_MONOTONIC, which all processes of a host share.
+        """
+        extra = {"guest": self.uid, "runs": running, "monotonic_ns": time.monotonic_ns()}
+        _log.info("guest %s %s", self.uid, "runs" if running else "stands", extra=extra)
+
     def _release(self) -> None:
+        self._note_running(False)
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None

@@ -386,7 +386,7 @@ class Machine:
             self.serve_devices()
 
     def serve_devices(self) -> None:
-        """Look again at requests that waited for the host. After `resumed` with absent pages the caller's duty.
+        """Look again at requests that waited for the host; with absent pages, the caller's duty.
 
         It may have to wait for such pages, which do not come before `resumed` has returned.
         """

@@ -25,13 +25,20 @@ class Pusher:
     """Sends the rest; `run` in a thread of its own, once."""
 
     def __init__(
-        self, stream: RecordStream, sender: PageSender, rest: Numbers, on_progress: Callable[[Pusher], None]
+        self,
+        stream: RecordStream,
+        sender: PageSender,
+        rest: Numbers,
+        on_progress: Callable[[Pusher], None],
+        *,
+        whole: bool = True,
     ) -> None:
         self._stream = stream
         self._sender = sender
         self._left = np.zeros(sender.page_count, dtype=np.bool_)
         self._left[rest] = True
         self._on_progress = on_progress
+        self._whole = whole
         self._wanted: collections.deque[int] = collections.deque()
         self._cursor = 0
         self._answer: bytes | None = None
@@ -55,7 +62,8 @@ class Pusher:
                 self._sender.pace(started, before)
                 self.sent.seconds = time.monotonic() - started
                 self._on_progress(self)
-            digest = self._sender.digests.root(b"")
+            # Who has not sent all of RAM has no digest of it.
+            digest = self._sender.digests.root(b"") if self._whole else b""
             self._stream.send(DONE, digest)
             reader.join()
         except SeraiError as error:

@@ -43,7 +43,7 @@ def _push(answer: migration_pb2.RecoverArrivalResponse, machine: Machine, timeou
         sender = PageSender(stream, machine.ram)
         rest = numbers_of(answer.missing, sender.page_count)
         log.info("guest %s: %d pages follow from the copy that outlived its agent", machine.uid, len(rest))
-        Pusher(stream, sender, rest, lambda pusher: None).run()
+        Pusher(stream, sender, rest, lambda pusher: None, whole=False).run()
     except SeraiError:
         stream.shutdown()
         raise
