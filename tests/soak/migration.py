@@ -41,7 +41,7 @@ FAULTS = (
     *("kill source agent", "kill destination agent", "kill source guest", "kill destination guest"),
     *("cut", "reset", "stall", "damage"),
 )
-MODES = (1, 2, 3, 4, 5)
+MODES = ("PRE_COPY", "POST_COPY", "HYBRID", "OFFLINE", "AUTO")
 PATIENCE_S = 60.0
 PROXY_HOST = "127.0.0.2"
 
@@ -123,7 +123,7 @@ class Outcome:
 
     step: str
     fault: str
-    mode: int
+    mode: str
     result: str
     violations: list[str]
 
@@ -170,7 +170,7 @@ class Soak:
         await self._watch_reports(first, 2)
         return first, self._nodes[1]
 
-    async def _begin(self, source: Node, destination: Node, mode: int, bandwidth: int) -> Migration:
+    async def _begin(self, source: Node, destination: Node, mode: str, bandwidth: int) -> Migration:
         async with asyncio.timeout(PATIENCE_S):
             guest = await source.here.get()
             permit = await destination.here.migrations.PermitArrival(
@@ -188,7 +188,9 @@ class Soak:
                     destination_node=destination.name,
                     destination_address=destination.address,
                     permit=permit.permit,
-                    options=migration_pb2.MigrationOptions(mode=mode, bandwidth_bps=bandwidth),
+                    options=migration_pb2.MigrationOptions(
+                        mode=migration_pb2.MigrationOptions.Mode.Value(mode), bandwidth_bps=bandwidth
+                    ),
                 )
             )
 
@@ -243,7 +245,17 @@ class Soak:
         seen = await self._watch_reports(running[0], 2)
         if any(report.errors for report in seen):
             violations.append(f"pages hold something else than was written: {seen[-1]}")
-        return "moved" if running[0] is not source else "stayed", violations
+        if running[0] is not source:
+            return "moved", violations
+        return f"stayed{await self._why(source, name)}", violations
+
+    async def _why(self, source: Node, name: str) -> str:
+        """The agent's reason, if it has not been killed since."""
+        with contextlib.suppress(NotFoundError):
+            request = migration_pb2.GetMigrationRequest(name=name)
+            failure = (await source.here.migrations.GetMigration(request)).failure
+            return f": {failure.reason or 'cancelled'}"
+        return ""
 
     async def _settle(self) -> list[tuple[Node, guest_pb2.Guest | None]]:
         """Both nodes' guests, once nothing is on its way any more."""
