@@ -190,10 +190,12 @@ def debian() -> Image:
 
 @pytest.mark.guest
 @pytest.mark.parametrize("mode", Mode)
-def test_debian_boots_in_both_modes_and_powers_off(mode: Mode) -> None:
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_debian_boots_in_both_modes_and_powers_off(mode: Mode, vcpus: int) -> None:
     image = debian()
     config = MachineConfig(
         memory_bytes=128 << 20,
+        vcpus=vcpus,
         kernel=image.kernel,
         initramfs=image.initramfs,
         command_line=image.command_line,
@@ -213,12 +215,13 @@ def test_debian_boots_in_both_modes_and_powers_off(mode: Mode) -> None:
         console += made.uart.output
         made.uart.output.clear()
         if cause is MachineExit.WAIT:
-            made.hart.skip_to_deadline()
+            made.harts.skip_to_deadline()
         if lines and not asked:
             asked = True
             made.console.send_line("poweroff")
     assert cause is MachineExit.POWERED_OFF, made.fault
     assert lines == [f"ready kernel={image.kernel_release}"]
+    assert sum(hart.steps > 1_000_000 for hart in made.harts.all) == vcpus, "Linux uses all of them"
     assert (b"OpenSBI v" in console) == (mode is Mode.FULL)
     assert any(key.startswith("sbi:") for key in made.exits) == (mode is Mode.PARAVIRTUAL)
     assert ("trap:call-from-s" in made.events()) == (mode is Mode.FULL)
