@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import re
 import statistics
 import sys
 import tempfile
@@ -112,6 +114,7 @@ async def _measure(stub: Any, home: Path, clones: int, memory: int) -> dict[str,
         "cold_start_to_ready_ms": round(cold * 1e3, 1),
         "first_instruction_ms": _summary(first),
         "ready_ms": _summary(ready),
+        "load_average": os.getloadavg()[0],
         "process_mib": _memory(home, {answer.uid for answer in await _clones(stub, clones)}),
     }
 
@@ -130,15 +133,27 @@ async def _until_ready(stub: Any, guest_id: str) -> None:
 
 
 def _memory(home: Path, uids: set[str]) -> dict[str, dict[str, float]]:
-    """Of the clones' processes: resident, in parts where shared, and theirs alone."""
+    """Of the clones' processes: resident, in parts where shared, theirs alone, of that the guest's RAM."""
     rows: list[dict[str, int]] = []
     for uid in uids:
         pid = int((home / "state" / "guests" / f"{uid}.pid").read_text().split()[0])
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
         values = {line.split(":")[0]: int(line.split()[1]) for line in lines}
         alone = values["Private_Clean"] + values["Private_Dirty"]
-        rows.append({"rss": values["Rss"], "pss": values["Pss"], "alone": alone})
+        row = {"rss": values["Rss"], "pss": values["Pss"], "alone": alone, "guest_ram_alone": _written(pid)}
+        rows.append(row)
     return {key: _summary([row[key] / 1024 for row in rows]) for key in rows[0]}
+
+
+def _written(pid: int) -> int:
+    """KiB of the template that the guest has copied by writing to it (proc(5), smaps)."""
+    total, of_ram = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            of_ram = line.endswith("/ram")
+        elif of_ram and line.startswith("Private_Dirty:"):
+            total += int(line.split()[1])
+    return total
 
 
 def _summary(values: list[float]) -> dict[str, float]:

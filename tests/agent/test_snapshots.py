@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.agent.harness import Site
 from tests.migration.move import Side, side, start_guest
@@ -19,6 +20,7 @@ from serai.errors import (
     NotFoundError,
     StateError,
 )
+from serai.hypervisor import snapshot_store
 from serai.hypervisor.driver import GuestState
 from serai.v1 import guest_pb2
 
@@ -192,3 +194,22 @@ async def test_a_snapshot_half_written_is_gone_after_a_restart(tmp_path: Path) -
     async with side(site, "alpha/a1") as node:
         assert os.listdir(folder(node)) == []  # noqa: PTH208
         assert await listed(node) == []
+
+
+async def test_pages_of_zeros_take_no_room_and_are_not_forgotten(tmp_path: Path) -> None:
+    """What was zero stays a hole; what became zero after it was written is zero in the snapshot."""
+    store = snapshot_store.SnapshotStore(tmp_path / "s")
+    ram = bytearray(1 << 20)
+    ram[8192:8196] = b"data"
+    writer = store.begin("x", len(ram))
+    writer.write_all(memoryview(ram))
+    ram[8192:8196] = bytes(4)
+    ram[12288] = 7
+    numbers = np.array([2, 3, 200])
+    pages = np.frombuffer(bytes(ram), dtype=np.uint8).reshape(-1, 4096)
+    writer.write_pages(numbers, pages[numbers])
+    stored, descriptor = writer.finish(guest_uid="u", snapshot_version=1, state=b"", description=b"")
+    stored.check_ram(descriptor)
+    assert os.pread(descriptor, len(ram), 0) == ram
+    assert os.fstat(descriptor).st_blocks * 512 < 200_000, "page 200 takes no room"
+    os.close(descriptor)

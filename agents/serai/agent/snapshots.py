@@ -313,8 +313,7 @@ def parse_snapshot_name(name: str) -> str:
 
 def _describe(stored: Stored) -> guest_pb2.Snapshot:
     snapshot = guest_pb2.Snapshot.FromString(bytes.fromhex(stored.manifest.description))
-    with contextlib.suppress(OSError):
-        snapshot.stored_bytes = (stored.directory / "ram").stat().st_blocks * 512
+    snapshot.stored_bytes = stored.manifest.stored_bytes
     return snapshot
 
 

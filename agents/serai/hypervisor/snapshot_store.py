@@ -49,6 +49,11 @@ class Manifest:
     """By chunk; empty for one of zeros."""
     description: str
 
+    @property
+    def stored_bytes(self) -> int:
+        """Of RAM in chunks that are not all zero."""
+        return min(sum(CHUNK for digest in self.ram_sha256 if digest), self.memory_bytes)
+
     def encode(self) -> bytes:
         """As it stands on the disk."""
         content = asdict(self)
@@ -148,6 +153,7 @@ class SnapshotWriter:
         self._memory_bytes = memory_bytes
         self._ram = os.open(directory / "ram", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.ftruncate(self._ram, memory_bytes)
+        self._written = np.zeros(memory_bytes // PAGE_SIZE, dtype=np.bool_)
 
     def write_all(self, ram: memoryview) -> None:
         """All of RAM but zeros."""
@@ -157,12 +163,14 @@ class SnapshotWriter:
                 piece = ram[start : start + _HOLE]
                 if piece != zeros[: len(piece)]:
                     _write(self._ram, piece, start)
+                    self._written[start // PAGE_SIZE : (start + len(piece)) // PAGE_SIZE] = True
 
     def write_pages(self, numbers: np.ndarray[Any, Any], contents: np.ndarray[Any, Any]) -> None:
-        """Pages by number; `contents` has a row of PAGE_SIZE bytes for each."""
+        """Pages by number; `contents` has a row of PAGE_SIZE bytes for each. Zeros stay holes."""
         with _writing(self._target.name):
-            for row, number in enumerate(numbers):
-                _write(self._ram, memoryview(contents[row]), int(number) * PAGE_SIZE)
+            for row in np.flatnonzero(contents.any(axis=1) | self._written[numbers]):
+                _write(self._ram, memoryview(contents[row]), int(numbers[row]) * PAGE_SIZE)
+        self._written[numbers] = True
 
     def finish(
         self, *, guest_uid: str, snapshot_version: int, state: bytes, description: bytes
