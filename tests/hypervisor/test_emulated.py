@@ -266,3 +266,11 @@ async def test_a_trace_that_is_left_lets_the_guest_go(driver: EmulatedDriver, tm
         await anext(guest.trace(count=1, low=0, high=1, steps=1))
     await pieces.aclose()
     await anext(guest.trace(count=1, low=0, high=1 << 64, steps=1))
+
+
+async def test_what_marks_absent_pages_is_not_ram(driver: EmulatedDriver) -> None:
+    """Seed 112 of the soak: a guest that came by post-copy could not move again."""
+    guest = await driver.create_incoming(GuestConfig(uid="a", memory_bytes=1 << 20))
+    guest.ram[4096 * 255] = 1
+    guest.absent[7] = 1
+    assert guest.used_pages() == [(255, 256)]

@@ -148,6 +148,8 @@ class Soak:
             await asyncio.sleep(random_.uniform(0, 0.5))
             await self._repair()
             result, violations = await self._judge(lost_allowed, begun.name, source)
+            if "DEFECT" in result:
+                violations.append("an agent met a defect: see its log")
         except (SeraiError, TimeoutError, AssertionError) as error:
             reached, result, violations = step, "error", [f"the run itself failed: {error!r}"]
             await self._repair()
@@ -188,9 +190,7 @@ class Soak:
                     destination_node=destination.name,
                     destination_address=destination.address,
                     permit=permit.permit,
-                    options=migration_pb2.MigrationOptions(
-                        mode=migration_pb2.MigrationOptions.Mode.Value(mode), bandwidth_bps=bandwidth
-                    ),
+                    options=migration_pb2.MigrationOptions(mode=mode, bandwidth_bps=bandwidth),
                 )
             )
 

@@ -204,16 +204,19 @@ class EmulatedGuest(BaseGuest):
     def used_pages(self) -> list[tuple[int, int]]:
         """See `Guest.used_pages`: what the memfd has memory for."""
         found: list[tuple[int, int]] = []
-        position = 0
-        while True:
+        position, end = 0, len(self._view)
+        # Behind RAM lies what `absent` needs.
+        while position < end:
             try:
                 start = os.lseek(self._ram_file, position, os.SEEK_DATA)
             except OSError as error:
                 if error.errno == errno.ENXIO:  # nothing but a hole up to the end
                     return found
                 raise
-            position = os.lseek(self._ram_file, start, os.SEEK_HOLE)
-            found.append((start // PAGE_SIZE, -(-position // PAGE_SIZE)))
+            position = min(os.lseek(self._ram_file, start, os.SEEK_HOLE), end)
+            if start < end:
+                found.append((start // PAGE_SIZE, -(-position // PAGE_SIZE)))
+        return found
 
     @property
     def ports(self) -> dict[str, FramePort]:

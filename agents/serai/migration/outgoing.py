@@ -316,7 +316,7 @@ class Outgoing:
     async def _last_dirty(self, sender: PageSender) -> Numbers:
         """The pages that the destination does not have as they are now."""
         if not self._logging:
-            return np.arange(sender.page_count, dtype=np.uint32)
+            return sender.pages_in_use()
         logged = numbers_of(await self._machine.take_dirty_pages(), sender.page_count)
         return np.union1d(self._pending, logged).astype(np.uint32)
 
