@@ -67,7 +67,13 @@ def main() -> None:
     commands.add_parser("classify", help="the class of every instruction").add_argument(
         "--markdown", action="store_true"
     )
+    commands.add_parser("x86", help="the Pentium's sensitive instructions, tried out (needs unicorn)")
     arguments = parser.parse_args()
+    if arguments.command == "x86":
+        from serai.machine.isa import x86  # noqa: PLC0415 - an optional extra
+
+        print(x86.markdown(x86.try_out()), end="")
+        return
     if arguments.command == "list":
         result: Any = [_instruction(item) for item in INSTRUCTIONS.values()]
         result += [_compressed(item) for item in COMPRESSED.values()]
