@@ -205,10 +205,22 @@ SINGLE_ERRORS = {
         "<link> needs 2 <end>, it has 1",
         "",
     ),
-    "three ends": (
+    "a node twice on a segment": (
         vnet(TWO + '<link><end node="a"/><end node="b"/><end node="a"/></link>'),
-        "/vnet/link[1]/end[3]",
-        "takes at most 2 <end>",
+        "/vnet/link[1]",
+        "several ends of the link are at node 'a'",
+        "",
+    ),
+    "one address twice on a segment": (
+        vnet(
+            "".join(
+                f'<node name="{name}"><interface address="10.0.0.{last}/24"/></node>'
+                for name, last in (("a", 1), ("b", 2), ("c", 1))
+            )
+            + '<link><end node="a"/><end node="b"/><end node="c"/></link>'
+        ),
+        "/vnet/link[1]",
+        "several ends of the link have the address 10.0.0.1",
         "",
     ),
     "loop": (vnet(TWO + '<link><end node="a"/><end node="a"/></link>'), "/vnet/link[1]", "both ends", ""),

@@ -116,6 +116,8 @@ class SegmentService(SegmentServiceServicer):
         kind = point.WhichOneof("point")
         if kind == "port":
             return switch.GuestPort(point.port.guest_uid, point.port.interface)
+        if kind == "bridge":
+            return switch.BridgePort(point.bridge.bridge, point.bridge.port)
         if kind == "peer":
             await self._peers.learn(point.peer.node, point.peer.control_address)
             self._addresses[point.peer.node, point.peer.label] = point.peer.control_address
@@ -143,6 +145,8 @@ class SegmentService(SegmentServiceServicer):
     def _describe_point(self, point: switch.AttachmentPoint) -> pb.AttachmentPoint:
         if isinstance(point, switch.GuestPort):
             return pb.AttachmentPoint(port=pb.GuestPort(guest_uid=point.guest_uid, interface=point.interface))
+        if isinstance(point, switch.BridgePort):
+            return pb.AttachmentPoint(bridge=pb.BridgePort(bridge=point.bridge, port=point.port))
         address = self._addresses.get((point.node, point.label), "")
         return pb.AttachmentPoint(
             peer=pb.PeerLabel(node=point.node, control_address=address, label=point.label)

@@ -14,12 +14,14 @@ from typing import Self
 
 from serai.errors import InvalidInputError, NotFoundError
 from serai.hypervisor.driver import FramePort
+from serai.network.bridge import Bridge
 from serai.network.capture import Capture
 from serai.network.listener import DataListener, SocketHandler
 from serai.network.peers import ChannelOffer, OpenChannel, Peer, PeerCounters
 from serai.network.ports import Port, PortCounters, PortState
 from serai.network.switch import (
     AttachmentPoint,
+    BridgePort,
     Delivery,
     FlowCounters,
     GuestPort,
@@ -72,6 +74,7 @@ class DataPlane:
         self._ports: dict[GuestPort, Port] = {}
         self._redirects: dict[GuestPort, str] = {}
         self._peers: dict[str, Peer] = {}
+        self._bridges: dict[str, Bridge] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._portless = 0
         self._refused = 0
@@ -142,6 +145,8 @@ class DataPlane:
         if not known:
             for node in _nodes(segment):
                 self._peer(node).require()
+            for point in _bridge_ports(segment):
+                self._bridges.setdefault(point.bridge, Bridge()).add(point.port)
         return self._status(segment)
 
     def activate_segment(self, name: str) -> SegmentStatus:
@@ -150,8 +155,15 @@ class DataPlane:
 
     def delete_segment(self, name: str) -> None:
         """Remove it; where it was active, the latest that remains takes over. Raises NotFoundError."""
-        for node in _nodes(self._switch.delete(name)):
+        segment = self._switch.delete(name)
+        for node in _nodes(segment):
             self._release_peer(node)
+        for point in _bridge_ports(segment):
+            if not self._switch.is_connected(point):
+                bridge = self._bridges[point.bridge]
+                bridge.remove(point.port)
+                if not bridge.ports:
+                    del self._bridges[point.bridge]
 
     def list_segments(self) -> list[SegmentStatus]:
         """All, in the order of their creation."""
@@ -272,11 +284,19 @@ class DataPlane:
         if isinstance(destination, PeerLabel):
             self._peer(destination.node).send(destination.label, delivery.frames)
             return
+        if isinstance(destination, BridgePort):
+            self._bridge(destination, delivery.frames)
+            return
         port = self._ports.get(destination)
         if port is None:
             self._portless += len(delivery.frames)
             return
         port.receive(delivery.frames)
+
+    def _bridge(self, arrived: BridgePort, frames: Sequence[bytes]) -> None:
+        bridge = self._bridges[arrived.bridge]
+        for port, leaving in bridge.forward(arrived.port, frames, self._loop.time()).items():
+            self._enter(BridgePort(arrived.bridge, port), leaving)
 
     def _schedule(self) -> None:
         due = self._switch.next_release
@@ -303,6 +323,8 @@ class DataPlane:
                 raise InvalidInputError(
                     f"{point.node} is this node itself", hint="connect two ports of one node by one segment"
                 )
+        elif isinstance(point, BridgePort):
+            _check_port_name(GuestPort(point.bridge, point.port))
         else:
             _check_port_name(point)
 
@@ -341,6 +363,10 @@ def _check_port_name(name: GuestPort) -> None:
             raise InvalidInputError(
                 f"{text[:40]!r} cannot name a guest or an interface", hint="1 to 255 bytes"
             )
+
+
+def _bridge_ports(segment: Segment) -> list[BridgePort]:
+    return [point for point in segment.points if isinstance(point, BridgePort)]
 
 
 def _nodes(segment: Segment) -> list[str]:

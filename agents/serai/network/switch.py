@@ -42,7 +42,18 @@ class PeerLabel:
         return f"{self.node}#{self.label:x}"
 
 
-AttachmentPoint: TypeAlias = GuestPort | PeerLabel
+@dataclass(frozen=True, slots=True)
+class BridgePort:
+    """A port of a bridge on this node, which exists as long as segments end at it."""
+
+    bridge: str
+    port: str
+
+    def __str__(self) -> str:
+        return f"{self.bridge}:{self.port}"
+
+
+AttachmentPoint: TypeAlias = GuestPort | PeerLabel | BridgePort
 
 
 @dataclass(frozen=True, slots=True)

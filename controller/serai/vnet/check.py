@@ -77,12 +77,14 @@ def _ends(whole: _Whole) -> Iterator[Finding]:
     names = {node.name for node in whole.description.nodes}
     used: dict[tuple[str, str], int] = {}
     for link_index, link in enumerate(whole.description.links):
-        if len(link.ends) != 2:
+        if len(link.ends) < 2:
             yield _error(
-                ("links", link_index), f"a link has two ends, not {len(link.ends)}", "use a node as a switch"
+                ("links", link_index), f"a link has two ends or more, not {len(link.ends)}", "add an <end>"
             )
-        if len(link.ends) == 2 and link.ends[0].node == link.ends[1].node:
-            yield _error(("links", link_index), f"both ends of the link are at node {link.ends[0].node!r}")
+        at = [end.node for end in link.ends]
+        for node in sorted({node for node in at if at.count(node) > 1}):
+            both = "both" if len(at) == 2 else "several"
+            yield _error(("links", link_index), f"{both} ends of the link are at node {node!r}")
         for end_index, end in enumerate(link.ends):
             place: Location = ("links", link_index, "ends", end_index)
             if end.node not in names and end.node not in whole.known_nodes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator
 
 from serai.vnet.diagnostics import Finding, Location, Severity
@@ -12,17 +14,18 @@ from serai.vnet.values import Address
 
 
 def check_links(description: VnetDescription, interfaces: Interfaces) -> Iterator[Finding]:
-    """The two ends of a link: never the same address, and better the same subnet."""
+    """The ends of a link: never the same address, and better the same subnet."""
     for index, link in enumerate(description.links):
         addresses = [
             _end_addresses(link, index, end_index, interfaces) for end_index in range(len(link.ends))
         ]
-        if len(addresses) != 2 or not addresses[0] or not addresses[1]:
-            continue
-        shared = {address.ip for address in addresses[0]} & {address.ip for address in addresses[1]}
-        for ip in sorted(shared, key=str):
-            yield Finding(Severity.ERROR, ("links", index), f"both ends of the link have the address {ip}")
-        yield from _subnets(index, addresses[0], addresses[1])
+        addressed = [item for item in addresses if item]
+        counts = Counter(ip for item in addressed for ip in {address.ip for address in item})
+        both = "both" if len(addresses) == 2 else "several"
+        for ip in sorted((ip for ip, count in counts.items() if count > 1), key=str):
+            yield Finding(Severity.ERROR, ("links", index), f"{both} ends of the link have the address {ip}")
+        for other in addressed[1:]:
+            yield from _subnets(index, addressed[0], other)
 
 
 def _end_addresses(link: Link, index: int, end_index: int, interfaces: Interfaces) -> tuple[Address, ...]:
@@ -48,7 +51,11 @@ def check_vnet_addresses(description: VnetDescription, interfaces: Interfaces) -
     """Within a node an address and a subnet belong to one interface, in the VNet an address to one node."""
     owner: dict[object, str] = {}
     # Where two nodes of one link have the same address, that is an error already.
-    linked = {frozenset(end.node for end in link.ends) for link in description.links}
+    linked = {
+        frozenset(pair)
+        for link in description.links
+        for pair in itertools.combinations([end.node for end in link.ends], 2)
+    }
     for index, node in enumerate(description.nodes):
         yield from _node_addresses(index, node)
         for ip in {address.ip: None for _, address in _addresses(node)}:

@@ -7,6 +7,7 @@ description twice, anywhere, gives the same topology, MAC addresses included.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from serai.errors import DescriptionError
@@ -16,6 +17,8 @@ from serai.vnet.guest import GuestFile, guest_files
 from serai.vnet.interfaces import Interfaces, assign_interfaces
 from serai.vnet.model import Node, VnetDescription
 from serai.vnet.values import Address
+
+_MAX_LABEL = 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,11 @@ class Topology:
     name: str
     nodes: tuple[VirtualNode, ...]
     links: tuple[VirtualLink, ...]
+    bridges: tuple[str, ...] = ()
+    """Names that stand beside those of the nodes: the middles of links with more than two ends.
+
+    Such a link is a star: each of its ends has a link of its own to the bridge.
+    """
 
 
 def compile_vnet(description: VnetDescription, *, name: str = "") -> Topology:
@@ -84,7 +92,7 @@ def compile_vnet(description: VnetDescription, *, name: str = "") -> Topology:
     vnet = name or description.name
     interfaces = assign_interfaces(description)
     nodes = tuple(_node(vnet, node, interfaces) for node in description.nodes)
-    return Topology(vnet, nodes, _links(description, interfaces))
+    return Topology(vnet, nodes, *_links(description, interfaces))
 
 
 def derive_mac(vnet: str, node: str, interface: str) -> bytes:
@@ -111,18 +119,40 @@ def _node(vnet: str, node: Node, interfaces: Interfaces) -> VirtualNode:
     )
 
 
-def _links(description: VnetDescription, interfaces: Interfaces) -> tuple[VirtualLink, ...]:
+def _links(
+    description: VnetDescription, interfaces: Interfaces
+) -> tuple[tuple[VirtualLink, ...], tuple[str, ...]]:
     taken = {link.name for link in description.links}
+    nodes = {node.name for node in description.nodes}
     links: list[VirtualLink] = []
+    bridges: list[str] = []
     for index, link in enumerate(description.links):
         name = link.name or _free_name(index, taken)
         taken.add(name)
-        a, b = (
+        ends = [
             InterfaceReference(end.node, interfaces.of_end[index, end_index])
             for end_index, end in enumerate(link.ends)
-        )
-        links.append(VirtualLink(name, a, b, link.bandwidth_bps, link.delay_ns or 0))
-    return tuple(links)
+        ]
+        if len(ends) == 2:
+            links.append(VirtualLink(name, ends[0], ends[1], link.bandwidth_bps, link.delay_ns or 0))
+            continue
+        bridge = _unique(f"{name}-bridge", nodes)
+        nodes.add(bridge)
+        bridges.append(bridge)
+        for end in ends:
+            arm = _unique(f"{name}-{end.node}", taken)
+            taken.add(arm)
+            port = InterfaceReference(bridge, f"{end.node}.{end.interface}")
+            links.append(VirtualLink(arm, end, port, link.bandwidth_bps, (link.delay_ns or 0) // 2))
+    return tuple(links), tuple(bridges)
+
+
+def _unique(wanted: str, taken: Collection[str | None]) -> str:
+    """`wanted` as a label of at most 63 characters that nobody has, always the same for the same."""
+    name = wanted
+    while len(name) > _MAX_LABEL or name in taken:
+        name = f"{wanted[:50].rstrip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name
 
 
 def _free_name(index: int, taken: set[str | None]) -> str:

@@ -194,7 +194,11 @@ class End(Element):
 
 
 class Link(Element):
-    """A virtual link between two interfaces: an Ethernet cable of its own, shared with nobody."""
+    """A virtual link: between two interfaces an Ethernet cable, between more an Ethernet segment.
+
+    It is shared with nobody. On a segment everybody hears what is sent to all; bandwidth and delay hold
+    between each end and the bridge in its middle, the delay at half.
+    """
 
     name: Annotated[Name | None, Field(description="unique in the VNet; left out: link1, link2, ...")] = None
     bandwidth_bps: Annotated[
@@ -209,8 +213,8 @@ class Link(Element):
     ] = None
     ends: Annotated[
         tuple[End, ...],
-        Children("end", least=2, most=2),
-        Field(description="what it connects: exactly two ends"),
+        Children("end", least=2, most=100),
+        Field(description="what it connects: two ends, or more"),
     ]
 
 

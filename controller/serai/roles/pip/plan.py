@@ -15,7 +15,9 @@ from itertools import pairwise
 from serai.roles.names import random_label64, unique_label
 from serai.roles.pip.records import End, LinkPlacement, Parts, SegmentPlan
 from serai.v1.infrastructure_pb2 import SliceLink, SliceLinkEnd
-from serai.v1.link_pb2 import AttachmentPoint, GuestPort, PeerLabel, Segment
+from serai.v1.link_pb2 import AttachmentPoint, BridgePort, GuestPort, PeerLabel, Segment
+
+_BRIDGE = "bridge:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,15 @@ def segment_message(plan: SegmentPlan, guest_uids: Mapping[str, str]) -> Segment
     )
 
 
+def bridge_uid(node: str) -> str:
+    """Takes the place of a guest's uid for the bridge of a link; no guest's looks like it."""
+    return f"{_BRIDGE}{unique_label(node)}"
+
+
 def _point(end: End, guest_uids: Mapping[str, str]) -> AttachmentPoint:
+    if end.virtual_node and guest_uids[end.virtual_node].startswith(_BRIDGE):
+        bridge = BridgePort(bridge=guest_uids[end.virtual_node], port=end.interface)
+        return AttachmentPoint(bridge=bridge)
     if end.virtual_node:
         port = GuestPort(guest_uid=guest_uids[end.virtual_node], interface=end.interface)
         return AttachmentPoint(port=port)

@@ -151,7 +151,7 @@ class Remover:
             for segment in link.segments
         ]
         for node in parts.nodes.values():
-            if node.presence is Presence.DEPARTED:
+            if node.presence in (Presence.DEPARTED, Presence.BRIDGE):
                 continue
             if node.presence is Presence.ARRIVING:
                 # The guest is its source's until it has been handed over: consent is taken back, no more.

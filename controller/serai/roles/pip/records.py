@@ -31,6 +31,8 @@ class Presence(enum.StrEnum):
     HERE = "here"
     DEPARTED = "departed"
     """It went to another provider; the place is free again."""
+    BRIDGE = "bridge"
+    """There is no guest: it is the bridge of a link, which exists as long as segments end at it."""
 
 
 class _Part(BaseModel):

@@ -21,7 +21,7 @@ from serai.roles.names import check_label, new_handle, unique_label
 from serai.roles.operations import Progress
 from serai.roles.pip.ledger import border_labels, used_labels
 from serai.roles.pip.peering import Peering
-from serai.roles.pip.plan import Station, Surroundings, occupied_ends, plan_link
+from serai.roles.pip.plan import Station, Surroundings, bridge_uid, occupied_ends, plan_link
 from serai.roles.pip.realise import (
     activate_segments,
     create_guests,
@@ -352,9 +352,15 @@ def _place_node(node: SliceNode, found: Placements) -> NodePlacement:
         handle=new_handle(),
         node=found.nodes[node.id],
         guest_id=unique_label(node.id),
-        guest_uid=node.arrival.guest_uid,
-        presence=Presence.ARRIVING if node.HasField("arrival") else Presence.PLANNED,
+        guest_uid=bridge_uid(node.id) if node.bridge else node.arrival.guest_uid,
+        presence=_first_presence(node),
     )
+
+
+def _first_presence(node: SliceNode) -> Presence:
+    if node.bridge:
+        return Presence.BRIDGE
+    return Presence.ARRIVING if node.HasField("arrival") else Presence.PLANNED
 
 
 def check_shape(nodes: Iterable[SliceNode], links: Iterable[SliceLink], known: Parts | None = None) -> None:
@@ -363,7 +369,10 @@ def check_shape(nodes: Iterable[SliceNode], links: Iterable[SliceLink], known: P
     interfaces = {
         key: {item.name for item in placement.spec.guest.interfaces} for key, placement in known.nodes.items()
     }
+    bridges = {key for key, placement in known.nodes.items() if placement.spec.bridge}
     for node in nodes:
+        if node.bridge:
+            bridges.add(node.id)
         if check_label(node.id, "node id") in interfaces:
             raise InvalidInputError(f"the slice has two nodes {node.id!r}")
         interfaces[node.id] = {item.name for item in node.guest.interfaces}
@@ -373,7 +382,7 @@ def check_shape(nodes: Iterable[SliceNode], links: Iterable[SliceLink], known: P
             raise InvalidInputError(f"the slice has two links {link.id!r}")
         link_ids.add(link.id)
         for end in (link.a, link.b):
-            if end.HasField("border"):
+            if end.HasField("border") or end.interface.node in bridges:
                 continue
             if end.interface.interface not in interfaces.get(end.interface.node, ()):
                 where = f"{end.interface.node}.{end.interface.interface}"

@@ -55,7 +55,9 @@ def view_node(node: NodePlacement, agents: Mapping[str, Agent], *, disclose: boo
         view.state = Guest.INCOMING
     elif node.presence is Presence.HERE and agent is not None and agent.known and agent.reachable:
         view.state, view.status_message = Guest.FAILED, "its guest is not on its node any more"
-    if node.presence is Presence.HERE and (agent is None or not agent.reachable):
+    elif node.presence is Presence.BRIDGE:
+        view.state, view.ready = Guest.RUNNING, True
+    if node.presence in (Presence.HERE, Presence.BRIDGE) and (agent is None or not agent.reachable):
         view.state, view.ready, view.status_message = Guest.UNKNOWN, False, "its node is unreachable"
     return view
 

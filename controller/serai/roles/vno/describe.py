@@ -45,7 +45,10 @@ def validate(document: bytes) -> ValidateDescriptionResponse:
 def topology_message(compiled: vnet.Topology) -> Topology:
     """The topology as the VNP is asked for it."""
     return Topology(
-        nodes=[_node(node) for node in compiled.nodes],
+        nodes=[
+            *(_node(node) for node in compiled.nodes),
+            *(VirtualNode(id=name, bridge=True) for name in compiled.bridges),
+        ],
         links=[
             VirtualLink(
                 id=link.name,

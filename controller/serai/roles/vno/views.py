@@ -32,7 +32,7 @@ def view_vnet(
     # A node that was removed from the running VNet is gone from the network, not from the description.
     removed = record.state is VnetState.RUNNING and network is not None
     nodes = [node for node in compiled.nodes if not removed or node.name in known]
-    names = {node.name for node in nodes}
+    names = {node.name for node in nodes} | set(compiled.bridges)
     links = [link for link in topology_message(compiled).links if {link.a.node, link.b.node} <= names]
     view = Vnet(
         name=record.name,

@@ -56,6 +56,10 @@ class NetworkMoves:
             record, entry = self._state.find_node(request.handle)
             if record.state is not NetworkState.RUNNING:
                 raise StateError(f"{record.name} is {record.state}", hint="wait until it runs")
+            if entry.node.bridge:
+                raise StateError(
+                    f"{entry.node.id} is the bridge of a link", hint="move the nodes at its ends"
+                )
             destination = await self._choose(record, entry, request)
             if destination == entry.provider:
                 await self._relocate(entry, request, progress)

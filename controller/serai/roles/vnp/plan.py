@@ -27,10 +27,13 @@ MS = 1_000_000
 def check_topology(topology: Topology, *, may_be_empty: bool = False) -> None:
     """InvalidInputError unless ids are unique labels and every link ends at two interfaces of its own."""
     interfaces: dict[str, set[str]] = {}
+    bridges: set[str] = set()
     for node in topology.nodes:
         if check_label(node.id, "node id") in interfaces:
             raise InvalidInputError(f"the topology has two nodes {node.id!r}")
         interfaces[node.id] = {item.name for item in node.guest.interfaces}
+        if node.bridge:
+            bridges.add(node.id)
     if not interfaces and not may_be_empty:
         raise InvalidInputError("the topology has no node", hint="describe at least one")
     links: set[str] = set()
@@ -40,7 +43,7 @@ def check_topology(topology: Topology, *, may_be_empty: bool = False) -> None:
             raise InvalidInputError(f"the topology has two links {link.id!r}")
         links.add(link.id)
         for end in (link.a, link.b):
-            if end.interface not in interfaces.get(end.node, ()):
+            if end.interface not in interfaces.get(end.node, ()) and end.node not in bridges:
                 raise InvalidInputError(
                     f"link {link.id!r} ends at {end.node}.{end.interface}, which does not exist"
                 )
@@ -140,6 +143,7 @@ def slice_node(entry: NodeEntry, *, arrival_from: str = "", node: str = "") -> S
     wanted = SliceNode(
         id=entry.node.id,
         guest=entry.node.guest,
+        bridge=entry.node.bridge,
         constraints=NodeConstraints(
             location=entry.node.constraints.location, node=node or entry.node.constraints.node
         ),
@@ -231,7 +235,7 @@ def plan_change(
     """
     added = [node for node in topology.nodes if node.id not in record.nodes]
     for node in topology.nodes:
-        if node.id in record.nodes and node.guest != record.nodes[node.id].node.guest:
+        if node.id in record.nodes and _is_other(node, record.nodes[node.id].node):
             raise StateError(
                 f"node {node.id!r} runs and cannot become another guest",
                 hint="remove it first, then add it as it shall be",
@@ -261,6 +265,10 @@ def plan_change(
         gone_links=[key for key in known if key not in wanted_links or key in entries],
         new_slices=sorted(used - record.slices.keys()),
     )
+
+
+def _is_other(node: VirtualNode, present: VirtualNode) -> bool:
+    return bool(node.guest != present.guest or node.bridge != present.bridge)
 
 
 def pinned_node(node: str, provider: str) -> VirtualNode:
