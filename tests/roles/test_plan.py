@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from itertools import count
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serai.embedding import Crossing as SplitCrossing
 from serai.embedding import Split
+from serai.errors import StateError
 from serai.roles.pip.ledger import compute_usage
 from serai.roles.pip.plan import Station, Surroundings, occupied_ends, plan_link
 from serai.roles.pip.records import (
@@ -19,12 +21,12 @@ from serai.roles.pip.records import (
     SliceRecord,
     SliceState,
 )
-from serai.roles.vnp.plan import links_of, plan_move, realise_links, slice_link
+from serai.roles.vnp.plan import links_of, plan_change, plan_move, realise_links, slice_link
 from serai.roles.vnp.records import NetworkRecord, NetworkState, NodeEntry
 from serai.v1.guest_pb2 import GuestSpec
 from serai.v1.infrastructure_pb2 import Advertisement, Border, BorderLabel, SliceLink, SliceLinkEnd, SliceNode
 from serai.v1.node_pb2 import NodeResources
-from serai.v1.topology_pb2 import InterfaceReference, VirtualLink, VirtualNode
+from serai.v1.topology_pb2 import InterfaceReference, Topology, VirtualLink, VirtualNode
 
 STATIONS = {f"a{n}": Station(f"alpha/a{n}", f"127.0.0.1:{n}") for n in range(8)}
 
@@ -127,6 +129,18 @@ def network(places: dict[str, str]) -> NetworkRecord:
         slices=dict.fromkeys(places.values(), "slices/s"),
         create_time=0.0,
     )
+
+
+def test_who_stays_may_have_been_resized_but_is_no_other_guest() -> None:
+    record = network(dict.fromkeys("xyz", "alpha"))
+    nodes, links = topology()
+    record.nodes["x"].node.guest.memory_bytes = 200
+    change = plan_change(record, Topology(nodes=nodes[:2], links=links[:1]), [advertisement("alpha", "beta")])
+    assert (change.gone_nodes, sorted(change.gone_links)) == (["z"], ["xz", "yz"])
+    assert not change.nodes and not change.links and not change.new_slices
+    nodes[0].guest.image = "other"
+    with pytest.raises(StateError):
+        plan_change(record, Topology(nodes=nodes, links=links), [advertisement("alpha", "beta")])
 
 
 def advertisement(name: str, peer: str) -> Advertisement:

@@ -145,3 +145,26 @@ async def test_no_room_on_an_arm_leaves_nothing(real: Bench) -> None:  # noqa: F
     done = await real.settled(await real.operator.CreateVnet(CreateVnetRequest(document=wanted)))
     assert "bandwidth" in done.failure.message
     assert await real.residue() == []
+
+
+FRAMES = {
+    "IPv6": b"\x86\xdd" + b"\x60" + bytes(39) + b"payload",
+    "802.1Q": b"\x81\x00\x00\x2a\x08\x00" + b"tagged",
+    "802.1ad in 802.1Q": b"\x88\xa8\x00\x07\x81\x00\x00\x2a\x86\xdd" + b"twice",
+    "no IP at all": b"\x88\xb5" + bytes(range(256)),
+    "jumbo": b"\x08\x00" + b"\xa5" * 9000,
+    "LLDP": b"\x88\xcc" + b"\x02\x07\x04",
+}
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+async def test_whatever_is_in_a_frame_arrives_unchanged(real: Bench, kind: str) -> None:  # noqa: F811
+    """Over two providers and the bridge: to all, and to one."""
+    await real.create(document())
+    for to, targets in ((EVERYBODY, "bcd"), (mac("d"), "d")):
+        frame = to + mac("a") + FRAMES[kind]
+        find(real, "d")[1].port("eth0").send(EVERYBODY + mac("d") + b"\x88\xb5here")
+        find(real, "a")[1].port("eth0").send(frame)
+        for node in targets:
+            port = find(real, node)[1].port("eth0")
+            await until(lambda: frame in port.received)  # noqa: B023

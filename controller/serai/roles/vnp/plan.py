@@ -268,7 +268,11 @@ def plan_change(
 
 
 def _is_other(node: VirtualNode, present: VirtualNode) -> bool:
-    return bool(node.guest != present.guest or node.bridge != present.bridge)
+    """Whether it is not the same guest. One that has been resized still is: how large it is stays as it is."""
+    wanted = GuestSpec()
+    wanted.CopyFrom(node.guest)
+    wanted.vcpus, wanted.memory_bytes = present.guest.vcpus, present.guest.memory_bytes
+    return bool(wanted != present.guest or node.bridge != present.bridge)
 
 
 def pinned_node(node: str, provider: str) -> VirtualNode:
