@@ -268,7 +268,7 @@ def plan_change(
 
 
 def _is_other(node: VirtualNode, present: VirtualNode) -> bool:
-    """Whether it is not the same guest. One that has been resized still is: how large it is stays as it is."""
+    """Whether it is not the same guest; one that has been resized still is."""
     wanted = GuestSpec()
     wanted.CopyFrom(node.guest)
     wanted.vcpus, wanted.memory_bytes = present.guest.vcpus, present.guest.memory_bytes
