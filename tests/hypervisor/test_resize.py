@@ -99,8 +99,6 @@ async def test_two_vcpus_move_to_another_process_while_they_work(
     driver: EmulatedDriver, debian: Image
 ) -> None:
     source = await boot(driver, debian, vcpus=2)
-    await run(
-        source,
     counting = "i=0; while :; do i=$((i+1)); echo $i >/tmp/b; mv /tmp/b /tmp/a; done"
     await run(source, f"({counting}) & (while :; do :; done) & sleep 1")
     before = int(await last(source, "cat /tmp/a"))
