@@ -39,3 +39,9 @@ def test_sequences_are_reproducible_and_reach_every_entry() -> None:
     assert {"fmadd.d", "c.fsd", "lr.w", "sc.d", "divw", "c.jalr", "jalr"} <= names
     assert {"csrrci", "fcvt.s.lu", "fence", "c.addi4spn", "amomaxu.w"} <= names
     assert DATA % 4096 == 0
+
+
+@pytest.mark.parametrize("seed", [96_342, 126_618, 876_556])
+def test_infinity_times_zero_plus_nan_is_where_the_reference_is_outdated(seed: int) -> None:
+    assert Ours().meets_outdated_reference(generate(seed))
+    assert compare(seed, 1) == (0, [])
