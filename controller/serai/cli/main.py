@@ -15,7 +15,7 @@ from serai.cli.app import EXIT_CODES
 from serai.cli.output import print_error, stderr
 from serai.errors import SeraiError
 
-COMMANDS = ("cluster", "image", "node", "vnet", "attach", "vm", "event", "isa", "demo")
+COMMANDS = ("cluster", "image", "node", "vnet", "attach", "vm", "migration", "event", "isa", "demo")
 
 
 class _LazyGroup(TyperGroup):
