@@ -41,7 +41,7 @@ class Operations:
     def __init__(self, channel: Channel) -> None:
         pass
 
-    async def ListOperations(self, request: Any) -> ListOperationsResponse:
+    async def ListOperations(self, request: Any) -> ListOperationsResponse:  # noqa: N802 - the contract's
         return ListOperationsResponse(operations=[MOVED, RUNNING, FAILED, OTHER])
 
 

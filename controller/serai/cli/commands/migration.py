@@ -78,10 +78,9 @@ async def watch(name: Name, cluster: Cluster = CLUSTER) -> None:
     """Follow a move until it is over; fails as it does. Interrupting this does not stop the move."""
     async with Context.named(cluster).operator() as channel:
         operation = await _find(channel, name)
+        request = GetOperationRequest(name=operation.name)
         with progress_display() as listener:
-            async for operation in OperationServiceStub(channel).WatchOperation(
-                GetOperationRequest(name=operation.name)
-            ):
+            async for operation in OperationServiceStub(channel).WatchOperation(request):
                 listener(operation)
         if operation.HasField("failure"):
             raise failure_error(operation.failure)
