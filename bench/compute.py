@@ -270,7 +270,9 @@ def wide_samples(start: Callable[[], Console]) -> dict[str, tuple[float, ...]]:
     console = start()
     try:
         console.expect(PROMPT)
-        samples: dict[str, tuple[float, ...]] = {"Debian boot": (console.cpu(), time.monotonic() - began, 0.0)}
+        samples: dict[str, tuple[float, ...]] = {
+            "Debian boot": (console.cpu(), time.monotonic() - began, 0.0)
+        }
         for name, command in COMMANDS.items():
             before, wall = console.cpu(), time.monotonic()
             console.run(command)
