@@ -67,7 +67,7 @@ class Hole(enum.IntEnum):
 
 HOLES: Final = len(Hole)
 SPECIAL: Final = (
-    *("head", "jump", "exit", "link", "goto", "float_reads", "float_writes"),
+    *("head", "jump", "exit", "link", "goto", "float_reads", "float_writes", "float_host"),
     *("common_exit", "common_link", "common_miss"),
     *(f"spill{n}" for n in range(len(PINS))),
     *(f"reload{n}" for n in range(len(PINS))),

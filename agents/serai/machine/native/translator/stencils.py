@@ -19,6 +19,7 @@ from serai.machine.isa.table import INSTRUCTIONS, Effect, Float, Instruction
 from serai.machine.native.interpreter import HandlerCompiler
 from serai.machine.native.language import NATIVE_FUNCTIONS, Value, function_ast
 from serai.machine.native.layout import FIELDS, JUMP_MASK, PAGE
+from serai.machine.native.runtime.softfloat import FLAG_NX, RNE, RTZ
 from serai.machine.native.runtime.traps import STATUS_FS
 from serai.machine.native.translator.forms import (
     FLOAT_RD,
@@ -27,6 +28,7 @@ from serai.machine.native.translator.forms import (
     FLOAT_RS3,
     MEMORY,
     PINS,
+    ROUNDING,
     ROUNDS,
     TWO_ADDRESS,
     USES_RD,
@@ -53,7 +55,10 @@ COMMON_REGISTER: Final = (
 )
 ZERO_FIRST: Final = {"addi", "sub", "subw", "sltu", "add"}  # li, neg, negw, snez, mv
 COLD_LABELS: Final = ("miss", "over", "bad", "taken", "dead")
-BIG: Final = ("soft_",)  # functions that are not worth a place in a stencil
+# Functions that are not worth a place in a stencil: their callers have a fast path.
+BIG: Final = {
+    f"soft_{name}" for name in ("add", "mul", "div", "sqrt", "fma", "convert", "to_int", "from_int")
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,19 @@ def parameters(instruction: Instruction) -> tuple[str, ...]:
 
 
 @functools.cache
+def uses_host(instruction: Instruction) -> bool:
+    """Whether there is a fast path with the host's arithmetic, which rounds to nearest even."""
+    pending, seen = [instruction.semantics], set()
+    while pending:
+        for node in ast.walk(function_ast(pending.pop())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id not in seen:
+                seen.add(node.func.id)
+                if node.func.id in NATIVE_FUNCTIONS and node.func.id not in BIG:
+                    pending.append(NATIVE_FUNCTIONS[node.func.id])
+    return "host_may" in seen
+
+
+@functools.cache
 def operation_forms(name: str) -> OperationForms:
     """How the copier treats an instruction."""
     instruction = INSTRUCTIONS[name]
@@ -95,6 +113,7 @@ def operation_forms(name: str) -> OperationForms:
     flags = TWO_ADDRESS if name in COMMON_REGISTER and name not in MOVES else 0
     flags |= ROUNDS if "rm" in used else 0
     check = {Float.NO: 0, Float.READS: 1, Float.WRITES: 2}[instruction.float]
+    check = 3 if uses_host(instruction) else check
     return OperationForms(kind, uses, check, flags, banks)
 
 
@@ -209,6 +228,8 @@ class StencilCompiler(HandlerCompiler):
         return super().operand(name)
 
     def rounding_mode(self) -> Value:
+        if uses_host(self.instruction) and self.form.rounding != ROUNDING[RTZ]:
+            return Value("i64", str(RNE))
         if self.form.rounding:
             return Value("i64", str(self.form.rounding - 1))
         mode = self.load_field("frm")
@@ -222,7 +243,9 @@ class StencilCompiler(HandlerCompiler):
     # -- calls -----------------------------------------------------------------------------------------
 
     def special_call(self, name: str, node: ast.Call) -> Value | None:
-        if name.startswith(BIG):
+        if name == "host_may":  # checked once per block, see _float_check
+            return Value("i64", str(int(self.form.rounding != ROUNDING[RTZ])))
+        if name in BIG:
             self.tail("")
             self.label(self.fresh("dead"))
             return Value("i64", "0")
@@ -409,16 +432,27 @@ def _goto() -> str:
     return stencil.text("st.goto")
 
 
-def _float_check(name: str, *, writes: bool) -> str:
-    """mstatus.FS as the instruction needs it, or deoptimise; nothing in a block changes it after that."""
+def _float_check(name: str, *, writes: bool, host: bool = False) -> str:
+    """mstatus.FS as the instruction needs it, or deoptimise; nothing in a block changes it after that.
+
+    With ``host`` also what host_may asks: rounding to nearest even, and the inexact flag set.
+    """
     stencil = blank()
     state = stencil.assign("i64", f"and i64 {stencil.load_field('mstatus').text}, {STATUS_FS}")
     test = f"icmp ne i64 {state.text}, {STATUS_FS}" if writes else f"icmp eq i64 {state.text}, 0"
     stencil.branch(stencil.assign("i1", test), "%over", "%fine", unlikely=True)
+    stencil.label("%fine")
+    if host:
+        inexact = stencil.assign("i64", f"and i64 {stencil.load_field('fflags').text}, {FLAG_NX}")
+        right = stencil.assign("i1", f"icmp ne i64 {inexact.text}, 0")
+        stencil.branch(right, "%still", "%over")
+        stencil.label("%still")
+        nearest = stencil.assign("i1", f"icmp eq i64 {stencil.load_field('frm').text}, {RNE}")
+        stencil.branch(nearest, "%good", "%over")
+        stencil.label("%good")
+    stencil.tail_to(f"@H.{Hole.CONTINUE.name}")
     stencil.label("%over")
     stencil.tail("")
-    stencil.label("%fine")
-    stencil.tail_to(f"@H.{Hole.CONTINUE.name}")
     return stencil.text(f"st.{name}")
 
 
@@ -450,6 +484,7 @@ def special_stencils() -> list[str]:
         _goto(),
         _float_check("float_reads", writes=False),
         _float_check("float_writes", writes=True),
+        _float_check("float_host", writes=True, host=True),
         *(_spill(number) for number in range(len(PINS))),
         *(_reload(number) for number in range(len(PINS))),
     ]
