@@ -13,12 +13,13 @@ from tests.agent.harness import Client, Site
 from serai.agent.access import OWNER_ROLES, PEER_ROLES, access_table
 from serai.agent.daemon import Agent
 from serai.errors import ForbiddenError, SeraiError
-from serai.v1 import guest_pb2, link_pb2, migration_pb2, node_pb2
+from serai.v1 import attachment_pb2, guest_pb2, link_pb2, migration_pb2, node_pb2
 from serai.wire.identity import Role
 from serai.wire.rpc import Channel
 
 OWNERS = {Role.AGENT: "beta/b1", Role.PIP: "alpha"}
 TABLE = access_table()
+CONTRACTS = (node_pb2, guest_pb2, link_pb2, migration_pb2, attachment_pb2)
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +34,9 @@ async def agent(site: Site, tmp_path: Path) -> AsyncIterator[Agent]:
 
 
 def test_the_table_is_of_every_service_and_says_what_the_design_says() -> None:
-    files = (node_pb2, guest_pb2, link_pb2, migration_pb2)
     served = {
         f"/{service.full_name}/{method.name}"
-        for file in files
+        for file in CONTRACTS
         for service in file.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
@@ -70,7 +70,7 @@ async def call(channel: Channel, method: str) -> None:
 
 
 def find(service: str, name: str) -> Any:
-    for file in (node_pb2, guest_pb2, link_pb2, migration_pb2):
+    for file in CONTRACTS:
         found = file.DESCRIPTOR.services_by_name.get(service.rpartition(".")[2])
         if found is not None:
             return found.methods_by_name[name]
