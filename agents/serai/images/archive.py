@@ -2,7 +2,7 @@
 package.
 
 The chain: a signature vouches for Release, Release holds the hash of Packages.xz, Packages the hash of every
-.deb. Formats: deb822(5) and the archive's own https://wiki.debian.org/DebianRepository/Format.
+.deb. Formats: deb822(5) and DebianRepository/Format in the Debian wiki.
 """
 
 from __future__ import annotations
