@@ -107,12 +107,17 @@ async def test_an_idle_guest_takes_less_than_two_percent(driver: EmulatedDriver,
     await guest.start()
     await ready(guest)
     await run(guest, "true")
-    await asyncio.sleep(2)
-    before = await guest.statistics()
-    await asyncio.sleep(5)
-    after = await guest.statistics()
-    assert (after.cpu_seconds - before.cpu_seconds) / 5 < 0.02
-    assert after.instructions > before.instructions, "it does tick"
+    shares = []
+    # After its start a guest still gives pages back to the balloon; how long depends on the host's load.
+    for _ in range(5):
+        before = await guest.statistics()
+        await asyncio.sleep(5)
+        after = await guest.statistics()
+        assert after.instructions > before.instructions, "it does tick"
+        shares.append((after.cpu_seconds - before.cpu_seconds) / 5)
+        if shares[-1] < 0.02:
+            return
+    pytest.fail(f"it never came to rest: {shares}")
 
 
 async def test_two_guests_ping_each_other_and_one_moves(driver: EmulatedDriver, debian: Image) -> None:
