@@ -179,7 +179,8 @@ def check_tools(console: Line) -> None:
     assert console.run("ls /sys/class/net").split() == ["br0", "eth0", "eth1", "eth1.5", "lo"]
     assert console.run("which ip udhcpc tftp traceroute tc telnetd >/dev/null; echo $?") == "0\n"
     since = len(console.text)
-    console.send("echo slee''ping; sleep 1000\n")
+    # The job itself says so, not the shell: when it is read, the job has the terminal.
+    console.send("sh -c 'echo slee\"\"ping; exec sleep 1000'\n")
     console.wait_for("^sleeping$", since=since)
     console.send("\x03")
     console.wait_for(r"\^C\n[^\n]*# ", since=since)
